@@ -1,0 +1,192 @@
+"""Backward over a whole sequence: one layer, one direction, one program for each tile of sequences.
+
+    from t = T down to 1:
+        dh += grad_output[t];   dc += k_c dh
+        di, df, dg, do = k_i dc, k_f dc, k_g dc, k_o dh          (cell.py)
+        dh, dc = W_hh^T (di, df, dg, do), f dc
+
+The kernel writes the gradients of the gates' sums, grad_gates; those of input, weights and biases
+are products of them with what forward had, one each over all T * B rows, which are the caller's.
+As in forward the chain through dh bounds the kernel: W_hh^T stays in registers, what a step needs
+from memory is read two steps ahead, and its factors are computed while the step before still
+multiplies.
+"""
+
+import triton
+import triton.language as tl
+
+from .cell import cell_factors
+from .layout import (
+    from_tile,
+    inline,
+    operand_indices,
+    order_gates,
+    pin,
+    product,
+    quarter,
+    tile_indices,
+    to_operands,
+    to_tile,
+    unpack,
+)
+from .operand import gates_to_range, load_weights
+
+
+@inline
+def load_saved(gates_ptr, cells_ptr, offs, mask, SIZE: tl.constexpr):
+    """i, f, g, o of a step and the c before it, in private order."""
+    return (
+        tl.load(gates_ptr + offs, mask=mask, other=0.0),
+        tl.load(gates_ptr + SIZE + offs, mask=mask, other=0.0),
+        tl.load(gates_ptr + 2 * SIZE + offs, mask=mask, other=0.0),
+        tl.load(gates_ptr + 3 * SIZE + offs, mask=mask, other=0.0),
+        tl.load(cells_ptr + offs, mask=mask, other=0.0),
+    )
+
+
+@inline
+def saved_factors(
+    s_i, s_f, s_g, s_o, s_c, c, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, FAST: tl.constexpr
+):
+    """cell_factors of what `load_saved` gave, then f and the c before the step."""
+    f = unpack(s_f, BLOCK_H, BLOCK_B)
+    c_prev = unpack(s_c, BLOCK_H, BLOCK_B)
+    k_i, k_f, k_g, k_o, k_c = cell_factors(
+        unpack(s_i, BLOCK_H, BLOCK_B),
+        f,
+        unpack(s_g, BLOCK_H, BLOCK_B),
+        unpack(s_o, BLOCK_H, BLOCK_B),
+        c_prev,
+        c,
+        FAST,
+    )
+    return k_i, k_f, k_g, k_o, k_c, f, c_prev
+
+
+@triton.jit(do_not_specialize=["T", "B"])
+def lstm_backward_kernel(
+    gates_ptr, cells_ptr, weight_hh_t_ptr, grad_output_ptr, grad_h_n_ptr, grad_c_n_ptr,
+    grad_gates_ptr, grad_h_0_ptr, grad_c_0_ptr,
+    T, B, H: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr,
+):  # fmt: skip
+    """The whole sequence of one tile of BLOCK_B sequences, last step first.
+
+    Shapes: gates, cells as lstm_forward_kernel wrote them; weight_hh_t (H, 4, H), W_hh transposed;
+    grad_output
+        (T, B, H); grad_h_n, grad_c_n, grad_h_0, grad_c_0 (B, H); grad_gates (T, B, 4, H). All
+        contiguous, in one dtype. grad_output, grad_h_n and grad_c_n may be None, for zeros;
+        grad_h_0 and grad_c_0 where they are not wanted.
+    Numerics: dh, dc and the factors are float32; the gates' gradients are rounded to the operand
+        dtype (operand.py) before W_hh^T reads them, and to their own dtype where they are written.
+    """
+    dtype: tl.constexpr = grad_gates_ptr.dtype.element_ty
+    FLOAT32: tl.constexpr = dtype == tl.float32
+    DOT: tl.constexpr = tl.float16 if FLOAT32 else dtype
+    FAST: tl.constexpr = not FLOAT32
+    SIZE: tl.constexpr = BLOCK_H * BLOCK_B
+    tile = tl.program_id(0).to(tl.int64)
+
+    # Block 2 pair + part of W_hh^T: gates (i, f) or (g, o) of the first or the second half of the
+    # units
+    block, wr, half, group, k = operand_indices(BLOCK_H, VEC, 2)
+    gate = block // 2 * 2 + group
+    unit = block % 2 * (BLOCK_H // 2) + k
+    row_unit = wr * 2 + half
+    weights = weight_hh_t_ptr + (row_unit * 4 + gate) * H + unit
+    w, inverse = load_weights(weights, (row_unit < H) & (unit < H), 1.0, DOT)
+    w_0, w_1, w_2, w_3 = to_operands(pin(w), BLOCK_H, VEC, 2)
+
+    unit, sequence = tile_indices(BLOCK_H, BLOCK_B)
+    mask = (tile * BLOCK_B + sequence < B) & (unit < H)
+    offs_h = sequence * H + unit
+    offs_z = sequence * (4 * H) + unit
+    offs_saved = tl.arange(0, SIZE)
+    every = offs_saved >= 0
+    row = tile * BLOCK_B
+    step = B.to(tl.int64) * H
+    grad_gates_ptr += (T - 1) * 4 * step + row * (4 * H)
+    gates_ptr += (tile * T + T - 1) * (4 * SIZE)
+    cells_ptr += (tile * (T + 1) + T) * SIZE
+
+    dh = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
+    dc = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
+    if grad_h_n_ptr is not None:
+        dh = to_tile(
+            tl.load(grad_h_n_ptr + row * H + offs_h, mask=mask, other=0.0), BLOCK_H, BLOCK_B
+        )
+    if grad_c_n_ptr is not None:
+        dc = to_tile(
+            tl.load(grad_c_n_ptr + row * H + offs_h, mask=mask, other=0.0), BLOCK_H, BLOCK_B
+        )
+
+    # The last step's factors, and what those of the step before it need
+    c = unpack(tl.load(cells_ptr + offs_saved), BLOCK_H, BLOCK_B)
+    cells_ptr -= SIZE
+    s_i, s_f, s_g, s_o, s_c = load_saved(gates_ptr, cells_ptr, offs_saved, every, SIZE)
+    k_i, k_f, k_g, k_o, k_c, f, c = saved_factors(
+        s_i, s_f, s_g, s_o, s_c, c, BLOCK_H, BLOCK_B, FAST
+    )
+    gates_ptr -= 4 * SIZE
+    cells_ptr -= SIZE
+    s_i, s_f, s_g, s_o, s_c = load_saved(gates_ptr, cells_ptr, offs_saved, every & (T > 1), SIZE)
+    if grad_output_ptr is not None:
+        grad_output_ptr += (T - 1) * step + row * H
+        dy = to_tile(tl.load(grad_output_ptr + offs_h, mask=mask, other=0.0), BLOCK_H, BLOCK_B)
+        grad_output_ptr -= step
+        s_y = tl.load(grad_output_ptr + offs_h, mask=mask & (T > 1), other=0.0)
+
+    for s in range(T):
+        if grad_output_ptr is not None:
+            dh += dy
+        dc += k_c * dh
+        di = k_i * dc
+        df = k_f * dc
+        dg = k_g * dc
+        do = k_o * dh
+        dc = f * dc
+        if FLOAT32:
+            q_i, q_f, q_g, q_o, inverse_s = gates_to_range(di, df, dg, do)
+            x = order_gates(q_i.to(DOT), q_f.to(DOT), q_g.to(DOT), q_o.to(DOT), VEC)
+        else:
+            x = order_gates(di.to(DOT), df.to(DOT), dg.to(DOT), do.to(DOT), VEC)
+        dh = quarter(product(w_0, x), 0) + quarter(product(w_1, x), 1)
+        dh += quarter(product(w_2, x), 2) + quarter(product(w_3, x), 3)
+        if FLOAT32:
+            dh = dh * (inverse * inverse_s)
+
+        # Nothing below waits for the product, so it fills the time that one takes.
+        k_i, k_f, k_g, k_o, k_c, f, c = saved_factors(
+            s_i, s_f, s_g, s_o, s_c, c, BLOCK_H, BLOCK_B, FAST
+        )
+        gates_ptr -= 4 * SIZE
+        cells_ptr -= SIZE
+        s_i, s_f, s_g, s_o, s_c = load_saved(
+            gates_ptr, cells_ptr, offs_saved, every & (s + 2 < T), SIZE
+        )
+        if grad_output_ptr is not None:
+            dy = to_tile(s_y, BLOCK_H, BLOCK_B)
+            grad_output_ptr -= step
+            s_y = tl.load(grad_output_ptr + offs_h, mask=mask & (s + 2 < T), other=0.0)
+
+        tl.store(grad_gates_ptr + offs_z, from_tile(di, dtype), mask=mask)
+        tl.store(grad_gates_ptr + H + offs_z, from_tile(df, dtype), mask=mask)
+        tl.store(grad_gates_ptr + 2 * H + offs_z, from_tile(dg, dtype), mask=mask)
+        tl.store(grad_gates_ptr + 3 * H + offs_z, from_tile(do, dtype), mask=mask)
+        grad_gates_ptr -= 4 * step
+    if grad_h_0_ptr is not None:
+        tl.store(grad_h_0_ptr + row * H + offs_h, from_tile(dh, dtype), mask=mask)
+    if grad_c_0_ptr is not None:
+        tl.store(grad_c_0_ptr + row * H + offs_h, from_tile(dc, dtype), mask=mask)
+
+
+def lstm_backward(
+    gates, cells, weight_hh_t, grad_output, grad_h_n, grad_c_n, grad_gates, grad_h_0, grad_c_0, tile
+):
+    """Launch lstm_backward_kernel, whose docstring has the shapes. tile: as forward had it."""
+    T, B, _, H = grad_gates.shape
+    grid = (triton.cdiv(B, tile["BLOCK_B"]),)
+    lstm_backward_kernel[grid](
+        gates, cells, weight_hh_t, grad_output, grad_h_n, grad_c_n,
+        grad_gates, grad_h_0, grad_c_0, T, B, H, **tile,
+    )  # fmt: skip

@@ -1,0 +1,160 @@
+"""Forward over a whole sequence: one layer, one direction, one program for each tile of sequences.
+
+    z_t = gates_ih[t] + W_hh h_{t-1};   h_t, c_t = cell(z_t, c_{t-1})
+
+gates_ih, the product of the input with both biases, is known for all steps before the kernel
+starts. What is left is a
+chain: the product with W_hh, five activations and one exchange of h among the warps at every step,
+so the latency of one step bounds the kernel, not arithmetic or bandwidth. Everything else is kept
+off the chain: W_hh stays in registers and c with its cell for all T steps, gates_ih is read a step
+ahead, and nothing waits for what is written.
+"""
+
+import triton
+import triton.language as tl
+
+from .cell import cell_forward
+from .layout import (
+    from_tile,
+    gate_pair,
+    inline,
+    operand_indices,
+    order_units,
+    pack,
+    pin,
+    product,
+    tile_indices,
+    to_operands,
+    to_tile,
+)
+from .operand import load_weights, to_range
+
+
+@inline
+def load_gates(pointers, mask, H: tl.constexpr):
+    """i, f, g, o, which lie H apart, in memory order."""
+    return (
+        tl.load(pointers, mask=mask, other=0.0),
+        tl.load(pointers + H, mask=mask, other=0.0),
+        tl.load(pointers + 2 * H, mask=mask, other=0.0),
+        tl.load(pointers + 3 * H, mask=mask, other=0.0),
+    )
+
+
+@inline
+def gates_product(w_0, w_1, w_2, w_3, h, VEC: tl.constexpr):
+    """W_hh h: a tile for each gate."""
+    x = order_units(h, VEC)
+    i, f = gate_pair(product(w_0, x), product(w_2, x))
+    g, o = gate_pair(product(w_1, x), product(w_3, x))
+    return i, f, g, o
+
+
+# T and B change from call to call: as ordinary numbers, not 1 or a multiple of 16, they compile
+# nothing new.
+@triton.jit(do_not_specialize=["T", "B"])
+def lstm_forward_kernel(
+    gates_ih_ptr, weight_hh_ptr, h_0_ptr, c_0_ptr,
+    output_ptr, h_n_ptr, c_n_ptr, gates_ptr, cells_ptr,
+    T, B, H: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr,
+):  # fmt: skip
+    """The whole sequence of one tile of BLOCK_B sequences.
+
+    Shapes: gates_ih (T, B, 4, H); weight_hh (4, H, H); h_0, c_0, h_n, c_n (B, H); output (T, B, H);
+        gates (tiles, T, 4, BLOCK_H * BLOCK_B) and cells (tiles, T + 1, BLOCK_H * BLOCK_B), c_0 to
+        c_T, in private order (layout.pack), for backward only. All contiguous, in one dtype. h_0
+        and c_0 may be None, for zeros; gates and cells are None where no gradient is wanted.
+    Numerics: z, the cell and c are float32; h_t is rounded to the operand dtype (operand.py)
+    before W_hh reads it.
+    """
+    dtype: tl.constexpr = output_ptr.dtype.element_ty
+    FLOAT32: tl.constexpr = dtype == tl.float32
+    DOT: tl.constexpr = tl.float16 if FLOAT32 else dtype
+    FAST: tl.constexpr = not FLOAT32
+    SIZE: tl.constexpr = BLOCK_H * BLOCK_B
+    tile = tl.program_id(0).to(tl.int64)
+
+    # Block 2 q + pair of W_hh: units of parity q, gates (i, f) or (g, o)
+    block, wr, half, _, k = operand_indices(BLOCK_H, VEC, 1)
+    gate = block % 2 * 2 + half
+    unit = wr * 2 + block // 2
+    halved = tl.where((gate == 2) | (not FAST), 1.0, 0.5)
+    weights = weight_hh_ptr + (gate * H + unit) * H + k
+    w, inverse = load_weights(weights, (unit < H) & (k < H), halved, DOT)
+    w_0, w_1, w_2, w_3 = to_operands(pin(w), BLOCK_H, VEC, 1)
+
+    unit, sequence = tile_indices(BLOCK_H, BLOCK_B)
+    mask = (tile * BLOCK_B + sequence < B) & (unit < H)
+    offs_h = sequence * H + unit
+    offs_z = sequence * (4 * H) + unit
+    offs_saved = tl.arange(0, SIZE)
+    row = tile * BLOCK_B
+    gates_ih_ptr += row * (4 * H)
+    output_ptr += row * H
+    if gates_ptr is not None:
+        gates_ptr += tile * T * (4 * SIZE)
+        cells_ptr += tile * (T + 1) * SIZE
+
+    x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask, H)
+    h = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
+    c = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
+    if h_0_ptr is not None:
+        h = to_tile(tl.load(h_0_ptr + row * H + offs_h, mask=mask, other=0.0), BLOCK_H, BLOCK_B)
+        if FLOAT32:
+            # Unlike later h, h_0 may be out of float16's range. Its product joins the first
+            # gates_ih, so that the loop needs no scale for h.
+            h, inverse_h = to_range(h)
+            d_i, d_f, d_g, d_o = gates_product(w_0, w_1, w_2, w_3, h.to(DOT), VEC)
+            x_i += from_tile(d_i * inverse * inverse_h, dtype)
+            x_f += from_tile(d_f * inverse * inverse_h, dtype)
+            x_g += from_tile(d_g * inverse * inverse_h, dtype)
+            x_o += from_tile(d_o * inverse * inverse_h, dtype)
+            h = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
+    if c_0_ptr is not None:
+        c = to_tile(tl.load(c_0_ptr + row * H + offs_h, mask=mask, other=0.0), BLOCK_H, BLOCK_B)
+    if gates_ptr is not None:
+        tl.store(cells_ptr + offs_saved, pack(c, dtype))
+
+    for t in range(T):
+        z_i = to_tile(x_i, BLOCK_H, BLOCK_B)
+        z_f = to_tile(x_f, BLOCK_H, BLOCK_B)
+        z_g = to_tile(x_g, BLOCK_H, BLOCK_B)
+        z_o = to_tile(x_o, BLOCK_H, BLOCK_B)
+        gates_ih_ptr += B.to(tl.int64) * (4 * H)
+        x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask & (t + 1 < T), H)
+
+        d_i, d_f, d_g, d_o = gates_product(w_0, w_1, w_2, w_3, h.to(DOT), VEC)
+        if FLOAT32:
+            z_i += d_i * inverse
+            z_f += d_f * inverse
+            z_g += d_g * inverse
+            z_o += d_o * inverse
+        else:
+            z_i = 0.5 * z_i + d_i
+            z_f = 0.5 * z_f + d_f
+            z_g = z_g + d_g
+            z_o = 0.5 * z_o + d_o
+        i, f, g, o, h, c = cell_forward(z_i, z_f, z_g, z_o, c, FAST)
+
+        tl.store(output_ptr + offs_h, from_tile(h, dtype), mask=mask)
+        output_ptr += B.to(tl.int64) * H
+        if gates_ptr is not None:
+            cells_ptr += SIZE
+            tl.store(gates_ptr + offs_saved, pack(i, dtype))
+            tl.store(gates_ptr + SIZE + offs_saved, pack(f, dtype))
+            tl.store(gates_ptr + 2 * SIZE + offs_saved, pack(g, dtype))
+            tl.store(gates_ptr + 3 * SIZE + offs_saved, pack(o, dtype))
+            tl.store(cells_ptr + offs_saved, pack(c, dtype))
+            gates_ptr += 4 * SIZE
+    tl.store(h_n_ptr + row * H + offs_h, from_tile(h, dtype), mask=mask)
+    tl.store(c_n_ptr + row * H + offs_h, from_tile(c, dtype), mask=mask)
+
+
+def lstm_forward(gates_ih, weight_hh, h_0, c_0, output, h_n, c_n, gates, cells, tile):
+    """Launch lstm_forward_kernel, whose docstring has the shapes. tile: config.tile(...)."""
+    T, B, H = output.shape
+    grid = (triton.cdiv(B, tile["BLOCK_B"]),)
+    lstm_forward_kernel[grid](
+        gates_ih, weight_hh, h_0, c_0, output, h_n, c_n, gates, cells, T, B, H, **tile
+    )

@@ -1,0 +1,235 @@
+"""Where the numbers of a tile live: registers, lanes, warps, memory. Home of every layout trick.
+
+A *tile* is a (BLOCK_H, BLOCK_B) tensor, hidden units by sequences, in the register layout of a
+tensor-core accumulator, so that the cell runs on what a matrix product leaves behind, with no
+shuffle and no shared memory:
+
+    unit     u = (8 w + r) 2 + q        w warp, r = lane / 4, q register
+    sequence b = (4 j + c) 2 + p        c = lane % 4, j and p registers
+
+    warp w    c=0      c=1      c=2      c=3
+    r=0      u0 u1    u0 u1    u0 u1    u0 u1     u 16 w + {0, 1}, b {0, 1}, {2, 3}, {4, 5}, {6, 7}
+    r=1      u2 u3    u2 u3    ...
+    ...                                           16 units a warp, so BLOCK_H = 16 num_warps
+
+A product is W (rows, K) @ x (K, N), the weights as operand A, held in registers for all time
+steps: the sequences are the narrow side of the tensor core's tile, so a tile may be as narrow as
+eight of them. One tensor-core block is 16 rows and gives a thread rows r and r + 8. Rows are
+loaded in an order that makes these the rows the thread needs next: the four gates of its own units
+(forward), its own units (backward). The order of K is free as long as W and x agree, and is chosen
+so that a thread reads VEC neighbouring weights at once.
+
+Wherever two of these orders differ in the eyes of Triton's compiler it converts through shared
+memory, at two barriers each. Four habits keep it from that; tests/kernels/test_static.py notices
+when one stops working.
+  - Tensors shared with torch are read and written as 2-D arrays whose coalesced layout is the
+    tile's (`tile_indices`), tensors that only our kernels read as 1-D arrays (`pack`): where both
+    have the same shape, the compiler gives both the wider access and converts one.
+  - Weights are read as a 1-D array in operand order (`operand_indices`), computed with constant
+    divisors only, or the compiler no longer sees which ones are neighbours.
+  - `pin` hides from the compiler that the weights come from memory, or it reads them again at
+    every step; `fence` hides from it how x was put together, or Triton 3.6 chooses another order
+    of K and shuffles all weights at every step.
+  - The product has a batch dimension, one batch a warp. Such a product is mma.sync on every card;
+    a plain one becomes wgmma or tcgen05 on newer ones, whose 64 or 128 rows an instruction would
+    put the weights in shared memory.
+"""
+
+import triton
+import triton.language as tl
+
+# The interpreter has no inline assembly, and its tl.dot multiplies the raw bits of bfloat16
+# (Triton 3.8).
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+# Decorates what kernels call. The interpreter replaces all of triton.language anew at each call of
+# a jitted function, in 0.1 ms, but a plain one runs within its caller's.
+inline = (lambda function: function) if triton.knobs.runtime.interpret else triton.jit
+
+
+@inline
+def tile_indices(BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
+    """Unit and sequence of a tile in memory order: (BLOCK_B / 4, 4 BLOCK_H), j p by w r c q."""
+    column = tl.arange(0, 4 * BLOCK_H)[None, :]
+    row = tl.arange(0, BLOCK_B // 4)[:, None]
+    return column // 8 * 2 + column % 2, row // 2 * 8 + column // 2 % 4 * 2 + row % 2
+
+
+@inline
+def to_tile(x, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
+    """Memory order to a float32 tile."""
+    x = tl.reshape(x, (BLOCK_B // 8, 2, BLOCK_H // 2, 4, 2))  # j p wr c q
+    return tl.reshape(tl.permute(x, (2, 4, 0, 3, 1)), (BLOCK_H, BLOCK_B)).to(tl.float32)
+
+
+@inline
+def from_tile(x, dtype: tl.constexpr):
+    """A tile to memory order, in dtype."""
+    BLOCK_H: tl.constexpr = x.shape[0]
+    BLOCK_B: tl.constexpr = x.shape[1]
+    x = tl.reshape(x.to(dtype), (BLOCK_H // 2, 2, BLOCK_B // 8, 4, 2))  # wr q j c p
+    return tl.reshape(tl.permute(x, (2, 4, 0, 3, 1)), (BLOCK_B // 4, 4 * BLOCK_H))
+
+
+@inline
+def pack(x, dtype: tl.constexpr):
+    """A tile to private order: at most 16 bytes of one thread, then of the next thread."""
+    BLOCK_H: tl.constexpr = x.shape[0]
+    BLOCK_B: tl.constexpr = x.shape[1]
+    RUN: tl.constexpr = min(BLOCK_B // 2, 128 // dtype.primitive_bitwidth)
+    x = tl.reshape(x.to(dtype), (BLOCK_H // 2, 2, BLOCK_B // 8, 4, 2))  # wr q j c p
+    x = tl.reshape(tl.permute(x, (0, 3, 2, 4, 1)), (2 * BLOCK_H, BLOCK_B // 2 // RUN, RUN))
+    return tl.reshape(tl.permute(x, (1, 0, 2)), (BLOCK_H * BLOCK_B,))
+
+
+@inline
+def unpack(x, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
+    """Private order to a float32 tile."""
+    RUN: tl.constexpr = min(BLOCK_B // 2, 128 // x.dtype.primitive_bitwidth)
+    x = tl.permute(tl.reshape(x, (BLOCK_B // 2 // RUN, 2 * BLOCK_H, RUN)), (1, 0, 2))
+    x = tl.reshape(x, (BLOCK_H // 2, 4, BLOCK_B // 8, 2, 2))  # wr c j p q
+    return tl.reshape(tl.permute(x, (0, 4, 2, 1, 3)), (BLOCK_H, BLOCK_B)).to(tl.float32)
+
+
+@inline
+def operand_indices(BLOCK_H: tl.constexpr, VEC: tl.constexpr, GROUPS: tl.constexpr):
+    """Operand order of four matrices of BLOCK_H rows and columns: (block, w r, half, group, k).
+
+    Row r + 8 half of warp w's tensor-core block; column k, of BLOCK_H / GROUPS, of a group. Fastest
+    to slowest: VEC of k, c, r, w, the rest of the thread's OWN neighbours in k, half, group, the
+    rest of k, block.
+    """
+    OWN: tl.constexpr = max(VEC, 2)
+    i = tl.arange(0, 4 * BLOCK_H * BLOCK_H)
+    rest = i // (2 * BLOCK_H * VEC)
+    slow = rest // (OWN // VEC)
+    block = slow // (BLOCK_H // (2 * OWN))
+    wr = i // (4 * VEC) % (BLOCK_H // 2)
+    k = i % VEC + rest % (OWN // VEC) * VEC + i // VEC % 4 * OWN
+    k += slow // (2 * GROUPS) % (BLOCK_H // GROUPS // (4 * OWN)) * (4 * OWN)
+    return block, wr, slow % 2, slow // 2 % GROUPS, k
+
+
+@inline
+def to_operands(w, BLOCK_H: tl.constexpr, VEC: tl.constexpr, GROUPS: tl.constexpr):
+    """`operand_indices` order to a matrix (num_warps, 16, BLOCK_H) for each of the four blocks."""
+    OWN: tl.constexpr = max(VEC, 2)
+    NUM_WARPS: tl.constexpr = BLOCK_H // 16
+    REST: tl.constexpr = BLOCK_H // GROUPS // (4 * OWN)
+    # w half r, then columns as `order_units` and `order_gates` have them, then block
+    if VEC == 1:
+        w = tl.reshape(
+            w, (2, 2, REST, GROUPS, 2, 2, NUM_WARPS, 8, 4)
+        )  # block rest group half e w r c
+        w = tl.permute(w, (6, 4, 7, 2, 3, 8, 5, 1, 0))
+    else:
+        w = tl.reshape(
+            w, (2, 2, REST, GROUPS, 2, NUM_WARPS, 8, 4, OWN // 2, 2)
+        )  # ... half w r c v e
+        w = tl.permute(w, (5, 4, 6, 2, 8, 3, 7, 9, 1, 0))
+    w_01, w_23 = tl.reshape(w, (NUM_WARPS, 16, BLOCK_H, 2, 2)).split()
+    w_0, w_1 = w_01.split()
+    w_2, w_3 = w_23.split()
+    return w_0, w_1, w_2, w_3
+
+
+@inline
+def order_units(h, VEC: tl.constexpr):
+    """Operand B of the forward product: a tile, its units in the order of the weights' columns."""
+    BLOCK_H: tl.constexpr = h.shape[0]
+    BLOCK_B: tl.constexpr = h.shape[1]
+    OWN: tl.constexpr = max(VEC, 2)
+    x = tl.reshape(h, (BLOCK_H // (4 * OWN), 4, OWN // 2, 2, BLOCK_B))  # rest c v e b
+    return tl.reshape(tl.permute(x, (0, 2, 1, 3, 4)), (BLOCK_H, BLOCK_B))
+
+
+@inline
+def order_gates(di, df, dg, do, VEC: tl.constexpr):
+    """Operand B of the backward product: four tiles as one (BLOCK_H, 4 BLOCK_B).
+
+    Rows: half of the units times a pair of gates (i f, or g o); columns: pair of gates, half of the
+    units, sequence. So the sum over all gates and units is four independent chains, one for each
+    quarter of the columns, each with a quarter of the weights. What a thread gives and what it
+    gets then share three register bits (unit % 2 and the gate), which makes it two 16-byte stores
+    and 16-byte loads of whole operands. The joins go from the slowest bit to the fastest.
+    """
+    BLOCK_H: tl.constexpr = di.shape[0]
+    BLOCK_B: tl.constexpr = di.shape[1]
+    OWN: tl.constexpr = max(VEC, 2)
+    i_0, i_1 = _units(di)
+    f_0, f_1 = _units(df)
+    g_0, g_1 = _units(dg)
+    o_0, o_1 = _units(do)
+    x_0 = tl.join(tl.join(i_0, g_0), tl.join(f_0, o_0))
+    x_1 = tl.join(tl.join(i_1, g_1), tl.join(f_1, o_1))
+    # The dimensions: half of the units, rest, c, v; b; pair, gate of the pair; q
+    x = tl.reshape(tl.join(x_0, x_1), (2, BLOCK_H // (8 * OWN), 4, OWN // 2, BLOCK_B, 2, 2, 2))
+    x = tl.permute(x, (1, 3, 6, 2, 7, 5, 0, 4))
+    return fence(tl.reshape(x, (BLOCK_H, 4 * BLOCK_B)))
+
+
+@inline
+def _units(x):
+    """A tile's units of even and of odd number."""
+    BLOCK_H: tl.constexpr = x.shape[0]
+    BLOCK_B: tl.constexpr = x.shape[1]
+    return tl.permute(tl.reshape(x, (BLOCK_H // 2, 2, BLOCK_B)), (0, 2, 1)).split()
+
+
+@inline
+def product(w, x):
+    """W (num_warps, 16, K) @ x (K, N), accumulated in float32: (num_warps, 16, N)."""
+    if INTERPRETED:
+        w = tl.reshape(w, (w.shape[0] * 16, w.shape[2])).to(tl.float32)
+        return tl.reshape(
+            tl.dot(w, x.to(tl.float32), input_precision="ieee"), (w.shape[0] // 16, 16, x.shape[1])
+        )
+    else:
+        return tl.dot(w, tl.broadcast_to(x[None], (w.shape[0], x.shape[0], x.shape[1])))
+
+
+@inline
+def gate_pair(d_0, d_1):
+    """Products of a pair of gates, of the even and of the odd units, to a tile for each gate."""
+    NUM_WARPS: tl.constexpr = d_0.shape[0]
+    BLOCK_B: tl.constexpr = d_0.shape[2]
+    d = tl.reshape(tl.join(d_0, d_1), (NUM_WARPS, 2, 8, BLOCK_B, 2))  # w gate r b q
+    d = tl.permute(d, (0, 2, 4, 3, 1))
+    return tl.reshape(d, (16 * NUM_WARPS, BLOCK_B, 2)).split()
+
+
+@inline
+def quarter(d, QUARTER: tl.constexpr):
+    """The tile in one quarter of a product's columns. ptxas drops the others' multiplications."""
+    NUM_WARPS: tl.constexpr = d.shape[0]
+    BLOCK_B: tl.constexpr = d.shape[2] // 4
+    d = tl.reshape(d, (NUM_WARPS, 2, 8, 2, 2, BLOCK_B))  # w q r pair half b
+    d = tl.reshape(tl.permute(d, (0, 2, 1, 5, 4, 3)), (16 * NUM_WARPS, BLOCK_B, 2, 2))
+    d_0, d_1 = d.split()
+    if QUARTER // 2 == 1:
+        d_0 = d_1
+    d_0, d_1 = d_0.split()
+    if QUARTER % 2 == 1:
+        d_0 = d_1
+    return d_0
+
+
+@inline
+def pin(w):
+    """The same registers, but of an origin the compiler cannot see. No instruction."""
+    if INTERPRETED:
+        return w
+    else:
+        return tl.inline_asm_elementwise("", "=r,0", [w], dtype=w.dtype, is_pure=True, pack=2)
+
+
+@inline
+def fence(x):
+    """The same registers, but the compiler's search for their origin ends here. No instruction.
+
+    It would look through a pure asm.
+    """
+    if INTERPRETED:
+        return x
+    else:
+        return tl.inline_asm_elementwise("", "=r,0", [x], dtype=x.dtype, is_pure=False, pack=2)

@@ -1,0 +1,66 @@
+"""Operands of the products: their dtype, and the powers of two that keep them in its range.
+
+float16 and bfloat16 tensors are multiplied as they are. float32 ones are multiplied in float16:
+it has TensorFloat-32's 10 bits of mantissa at half the registers, which is what lets W_hh of 128
+units stay on one multiprocessor. What it lacks is TensorFloat-32's range, so every operand is
+brought into range by a power of two, which rounds nothing, and the product is multiplied back in
+float32: W_hh by one for all (`load_weights`), h_0 and the gates' gradients by one for each
+sequence at each step (`to_range`). |h| < 1 needs none.
+"""
+
+import triton.language as tl
+
+from .layout import inline
+
+
+@inline
+def power_of_two(largest):
+    """s with s * largest in [2^14, 2^15), just below float16's end, and 1 / s. Of any float32."""
+    exponent = (largest.to(tl.int32, bitcast=True) >> 23) & 255
+    exponent = tl.minimum(tl.maximum(exponent, 15), 254)
+    scale = ((268 - exponent) << 23).to(tl.float32, bitcast=True)
+    inverse = ((exponent - 14) << 23).to(tl.float32, bitcast=True)
+    return scale, inverse
+
+
+@inline
+def load_weights(pointers, mask, factor, DOT: tl.constexpr):
+    """The weights times factor and a power of two, in DOT, and the inverse of that power."""
+    w = tl.load(pointers, mask=mask, other=0.0).to(tl.float32) * factor
+    if pointers.dtype.element_ty == DOT:
+        return w.to(DOT), 1.0
+    else:
+        # A fixed power serves weights below 256. It takes no second look at them, for which
+        # registers are too few.
+        inverse = 1.0 / 256.0
+        w = (w * 256.0).to(DOT)
+        if tl.max((tl.abs(w) == float("inf")).to(tl.int32)) > 0:
+            w = tl.load(pointers, mask=mask, other=0.0).to(tl.float32) * factor
+            scale, inverse = power_of_two(
+                tl.max(tl.where(tl.abs(w) < float("inf"), tl.abs(w), 0.0))
+            )
+            w = (w * scale).to(DOT)
+        return w, inverse
+
+
+@inline
+def to_range(h):
+    """A tile times a power of two for each sequence that brings its largest number to the end of
+    float16's range.
+
+    Returns the tile and the inverse powers, (1, BLOCK_B).
+    """
+    scale, inverse = power_of_two(tl.max(tl.abs(h), axis=0))
+    return h * scale[None, :], inverse[None, :]
+
+
+@inline
+def gates_to_range(di, df, dg, do):
+    """`to_range` for four tiles that share their powers.
+
+    Gradients of a mean loss are about 1e-6: below float16's range without it.
+    """
+    largest = tl.maximum(tl.maximum(tl.abs(di), tl.abs(df)), tl.maximum(tl.abs(dg), tl.abs(do)))
+    scale, inverse = power_of_two(tl.max(largest, axis=0))
+    scale = scale[None, :]
+    return di * scale, df * scale, dg * scale, do * scale, inverse[None, :]

@@ -1,0 +1,134 @@
+"""LSTM: torch.nn.LSTM's interface over the kernels, or PyTorch's LSTM where they don't serve."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.modules.rnn import RNNBase
+from torch.nn.utils.rnn import PackedSequence
+
+from . import plan as plans
+from .layer import lstm
+from .precision import fp32_precision
+
+
+class LSTM(RNNBase):
+    """A drop-in torch.nn.LSTM: the same constructor, parameters, state_dict, outputs and errors.
+
+        lstm = LSTM(28, 128, num_layers=2, batch_first=True, device="cuda")
+        output, (h_n, c_n) = lstm(input)
+
+    Args, shapes, returns and errors are those of torch.nn.LSTM: (input_size, hidden_size,
+    num_layers=1, bias=True, batch_first=False, dropout=0.0, bidirectional=False, proj_size=0,
+    device=None, dtype=None).
+
+    Calls the kernels do not serve, `explain` tells which and why, run PyTorch's own LSTM: same
+    result, its speed.
+
+    Numerics: float32 follows torch.backends.cudnn.rnn.fp32_precision, as nn.LSTM does on a GPU. The
+    default, "tf32", has 10 bits of mantissa in products; "ieee" runs PyTorch's LSTM. Sums, cells
+    and activations are float32 in every dtype.
+
+    It is no subclass of nn.LSTM, which torch.compile does not take.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__("LSTM", *args, **kwargs)
+
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    check_forward_args = nn.LSTM.check_forward_args
+    permute_hidden = nn.LSTM.permute_hidden
+
+    def forward(self, input, hx=None):
+        """nn.LSTM's forward.
+
+        Args: input (T, B, I), (B, T, I) if batch_first, (T, I) unbatched, or a PackedSequence; hx:
+            (h_0, c_0), each (num_layers, B, H), or (num_layers, H) unbatched; zeros if None.
+        Returns: output, (h_n, c_n), with input's layout and hx's shapes.
+        """
+        plan = self.explain(input, hx)
+        if plan.path == "torch":
+            return nn.LSTM.forward(self, input, hx)
+
+        weights = self._weights()
+        h_0, c_0 = (None, None) if hx is None else hx
+        dtype = _autocast_dtype(input.device)
+        if dtype is not None:
+            weights = [weight.to(dtype) for weight in weights]
+            input, h_0, c_0 = (x if x is None else x.to(dtype) for x in (input, h_0, c_0))
+        batched = input.dim() == 3
+        if not batched:
+            input = input.unsqueeze(1)
+            h_0, c_0 = (x if x is None else x.unsqueeze(1) for x in (h_0, c_0))
+        elif self.batch_first:
+            input = input.transpose(0, 1)
+
+        size = len(weights) // self.num_layers
+        layers = [weights[at : at + size] for at in range(0, len(weights), size)]
+        output, h_n, c_n = lstm(
+            input, h_0, c_0, layers, self._dropout_masks(input), dict(plan.tile), fp32_precision()
+        )
+        if not batched:
+            return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
+        return output.transpose(0, 1) if self.batch_first else output, (h_n, c_n)
+
+    def explain(self, input, hx=None):
+        """Which path a call with this input takes, its tiles and warps, and the reason.
+
+        Returns: lstm.Plan, which prints well.
+        """
+        packed = isinstance(input, PackedSequence)
+        x = input.data if packed else input
+        plan = plans.plan(
+            self.hidden_size,
+            1 if packed or x.dim() != 3 else x.shape[0 if self.batch_first else 1],
+            _autocast_dtype(x.device) or x.dtype,
+            plans.capability(x.device),
+            plans.interpreted(),
+            fp32_precision(),
+            self.bidirectional,
+            self.proj_size,
+            packed,
+        )
+        if plan.path == "fused" and not self._accepts(input, hx):
+            # PyTorch's LSTM has the error for it.
+            return plans.Plan("torch", "input, hx and weights do not fit together")
+        return plan
+
+    def _accepts(self, input, hx):
+        """Whether shapes, dtypes and devices are as the kernels take them."""
+        if input.dim() not in (2, 3) or input.shape[-1] != self.input_size or input.numel() == 0:
+            return False
+        tensors = [input, *self._weights()]
+        if hx is not None:
+            if not (isinstance(hx, (tuple, list)) and len(hx) == 2):
+                return False
+            batch = [] if input.dim() == 2 else [input.shape[0 if self.batch_first else 1]]
+            if any(x.shape != (self.num_layers, *batch, self.hidden_size) for x in hx):
+                return False
+            tensors += hx
+        cast = _autocast_dtype(input.device) is not None
+        return all(x.device == input.device and (cast or x.dtype == input.dtype) for x in tensors)
+
+    def _weights(self):
+        """The weights in nn.LSTM's order: parameters, or what a parametrization put there."""
+        own = self._parameters
+        return [
+            own[name] if name in own else getattr(self, name) for name in self._flat_weights_names
+        ]
+
+    def _dropout_masks(self, input):
+        """What multiplies the outputs between layers, drawn as nn.LSTM draws it on a CPU."""
+        if not (self.training and self.dropout > 0 and self.num_layers > 1):
+            return None
+        T, B, _ = input.shape
+        return [
+            F.dropout(input.new_ones(T, B, self.hidden_size), self.dropout)
+            for _ in range(self.num_layers - 1)
+        ]
+
+
+def _autocast_dtype(device):
+    """The dtype autocast asks for on a device; None outside of autocast."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return None

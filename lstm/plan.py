@@ -1,0 +1,95 @@
+"""Which path a call takes, and why: a pure function of its sizes, dtype and card. Needs no GPU."""
+
+import os
+from dataclasses import dataclass
+from functools import cache, lru_cache
+
+import torch
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MIN_CAPABILITY = (8, 0)  # mma.sync on bfloat16, and tanh.approx
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one call of an LSTM runs.
+
+    path: "fused", our kernels, or "torch", PyTorch's own LSTM.
+    reason: why, in a few words.
+    tile: fused: what one program works on, keyword arguments of a launch (kernels/config.py).
+    programs: fused: programs of each launch, one launch a layer and pass.
+    operands: fused: the dtype the products multiply in.
+    """
+
+    path: str
+    reason: str
+    tile: tuple[tuple[str, int], ...] = ()
+    programs: int = 0
+    operands: torch.dtype | None = None
+
+    def __str__(self):
+        if self.path == "torch":
+            return f"torch.nn.LSTM: {self.reason}"
+        tile = dict(self.tile)
+        return (
+            f"fused kernels: {self.reason}\n"
+            f"  {self.programs} programs of {tile['num_warps']} warps, each of "
+            f"{tile['BLOCK_B']} sequences by {tile['BLOCK_H']} units\n"
+            f"  products in {self.operands}, sums in torch.float32"
+        )
+
+
+@cache
+def interpreted():
+    """Whether Triton's interpreter runs the kernels: TRITON_INTERPRET=1 before their first use."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+
+
+@lru_cache
+def capability(device):
+    """Compute capability of an NVIDIA GPU, (major, minor); None for any other device."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return None
+    return torch.cuda.get_device_capability(device)
+
+
+@lru_cache(maxsize=1024)
+def plan(
+    hidden_size, batch, dtype, card, interpret=False, precision="tf32",
+    bidirectional=False, proj_size=0, packed=False,
+):  # fmt: skip
+    """The path of one call.
+
+    Args: card: compute capability, None without an NVIDIA GPU; interpret: whether Triton's
+        interpreter is on; precision: of float32, "tf32" or "ieee"; the rest as the module and its
+        input have them.
+    Returns: Plan.
+    """
+    # Triton is imported here, so not by calls that do not need it.
+    if not interpret and card is None:
+        return Plan("torch", "no NVIDIA GPU, and Triton's interpreter is off")
+    if not interpret and card < MIN_CAPABILITY:
+        return Plan("torch", f"compute capability {card[0]}.{card[1]} is below 8.0")
+    from .kernels import config
+
+    if bidirectional:
+        reason = "bidirectional is not on the kernels yet"
+    elif proj_size:
+        reason = "proj_size is not on the kernels yet"
+    elif packed:
+        reason = "PackedSequence is not on the kernels yet"
+    elif hidden_size > config.MAX_HIDDEN_SIZE:
+        reason = f"hidden_size above {config.MAX_HIDDEN_SIZE} is not on the kernels yet"
+    elif dtype not in DTYPES:
+        reason = f"{dtype} is not on the kernels"
+    elif dtype == torch.float32 and precision != "tf32":
+        reason = "float32 with TF32 switched off is not on the kernels yet"
+    elif batch == 0:
+        reason = "the batch is empty"
+    else:
+        tile = config.tile(hidden_size, batch, dtype.itemsize, interpret)
+        where = "Triton's interpreter" if interpret else f"compute capability {card[0]}.{card[1]}"
+        operands = torch.float16 if dtype == torch.float32 else dtype
+        programs = -(-batch // tile["BLOCK_B"])
+        return Plan("fused", where, tuple(tile.items()), programs, operands)
+    return Plan("torch", reason)
