@@ -17,13 +17,14 @@ import triton.language as tl
 
 from .cell import cell_factors
 from .layout import (
+    column_pair,
+    fence,
     from_tile,
     inline,
     operand_indices,
     order_gates,
     pin,
     product,
-    quarter,
     tile_indices,
     to_operands,
     to_tile,
@@ -87,15 +88,12 @@ def lstm_backward_kernel(
     SIZE: tl.constexpr = BLOCK_H * BLOCK_B
     tile = tl.program_id(0).to(tl.int64)
 
-    # Block 2 pair + part of W_hh^T: gates (i, f) or (g, o) of the first or the second half of the
-    # units
-    block, wr, half, group, k = operand_indices(BLOCK_H, VEC, 2)
-    gate = block // 2 * 2 + group
-    unit = block % 2 * (BLOCK_H // 2) + k
+    # A block of W_hh^T for each pair of gates, (i, f) and (g, o)
+    pair, wr, half, group, unit = operand_indices(BLOCK_H, VEC, 2)
     row_unit = wr * 2 + half
-    weights = weight_hh_t_ptr + (row_unit * 4 + gate) * H + unit
+    weights = weight_hh_t_ptr + (row_unit * 4 + pair * 2 + group) * H + unit
     w, inverse = load_weights(weights, (row_unit < H) & (unit < H), 1.0, DOT)
-    w_0, w_1, w_2, w_3 = to_operands(pin(w), BLOCK_H, VEC, 2)
+    w_if, w_go = to_operands(pin(w), BLOCK_H, VEC, 2)
 
     unit, sequence = tile_indices(BLOCK_H, BLOCK_B)
     mask = (tile * BLOCK_B + sequence < B) & (unit < H)
@@ -150,12 +148,15 @@ def lstm_backward_kernel(
             x = order_gates(q_i.to(DOT), q_f.to(DOT), q_g.to(DOT), q_o.to(DOT), VEC)
         else:
             x = order_gates(di.to(DOT), df.to(DOT), dg.to(DOT), do.to(DOT), VEC)
-        dh = quarter(product(w_0, x), 0) + quarter(product(w_1, x), 1)
-        dh += quarter(product(w_2, x), 2) + quarter(product(w_3, x), 3)
+        dh_if, _ = column_pair(product(w_if, x))
+        _, dh_go = column_pair(product(w_go, x))
+        dh = dh_if + dh_go
         if FLOAT32:
             dh = dh * (inverse * inverse_s)
 
-        # Nothing below waits for the product, so it fills the time that one takes.
+        # Nothing below waits for the product, so it fills the time that one takes. The fence keeps
+        # the use of what was loaded a step ago from moving up to where it has not arrived yet.
+        s_i, s_f, s_g, s_o, s_c = fence(s_i), fence(s_f), fence(s_g), fence(s_o), fence(s_c)
         k_i, k_f, k_g, k_o, k_c, f, c = saved_factors(
             s_i, s_f, s_g, s_o, s_c, c, BLOCK_H, BLOCK_B, FAST
         )
@@ -165,7 +166,7 @@ def lstm_backward_kernel(
             gates_ptr, cells_ptr, offs_saved, every & (s + 2 < T), SIZE
         )
         if grad_output_ptr is not None:
-            dy = to_tile(s_y, BLOCK_H, BLOCK_B)
+            dy = to_tile(fence(s_y), BLOCK_H, BLOCK_B)
             grad_output_ptr -= step
             s_y = tl.load(grad_output_ptr + offs_h, mask=mask & (s + 2 < T), other=0.0)
 

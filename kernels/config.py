@@ -22,7 +22,7 @@ def tile(hidden_size, batch, itemsize, interpreted=False):
         "VEC": max(
             v
             for v in (1, 2, 4, 8)
-            if hidden_size % v == 0 and v * itemsize <= 16 and 8 * v <= block_h
+            if hidden_size % v == 0 and v * itemsize <= 16 and 4 * v <= block_h
         ),
         # Layout: 16 units a warp, two a thread. Weights then take 128 registers at 128 units.
         "num_warps": block_h // 16,

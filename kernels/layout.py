@@ -93,44 +93,43 @@ def unpack(x, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
 
 @inline
 def operand_indices(BLOCK_H: tl.constexpr, VEC: tl.constexpr, GROUPS: tl.constexpr):
-    """Operand order of four matrices of BLOCK_H rows and columns: (block, w r, half, group, k).
+    """Operand order of 4 / GROUPS matrices (BLOCK_H, GROUPS BLOCK_H): (block, w r, half, group, k).
 
-    Row r + 8 half of warp w's tensor-core block; column k, of BLOCK_H / GROUPS, of a group. Fastest
-    to slowest: VEC of k, c, r, w, the rest of the thread's OWN neighbours in k, half, group, the
-    rest of k, block.
+    Row r + 8 half of warp w's tensor-core block; column k of a group, of BLOCK_H. Fastest to
+    slowest: VEC of k, c, r, w, the rest of the OWN neighbours in k that a thread has, half, group,
+    the rest of k, block.
     """
     OWN: tl.constexpr = max(VEC, 2)
+    REST: tl.constexpr = BLOCK_H // (4 * OWN)
     i = tl.arange(0, 4 * BLOCK_H * BLOCK_H)
-    rest = i // (2 * BLOCK_H * VEC)
-    slow = rest // (OWN // VEC)
-    block = slow // (BLOCK_H // (2 * OWN))
+    own = i // (2 * BLOCK_H * VEC)
+    slow = own // (OWN // VEC)
     wr = i // (4 * VEC) % (BLOCK_H // 2)
-    k = i % VEC + rest % (OWN // VEC) * VEC + i // VEC % 4 * OWN
-    k += slow // (2 * GROUPS) % (BLOCK_H // GROUPS // (4 * OWN)) * (4 * OWN)
-    return block, wr, slow % 2, slow // 2 % GROUPS, k
+    k = i % VEC + own % (OWN // VEC) * VEC + i // VEC % 4 * OWN
+    k += slow // (2 * GROUPS) % REST * (4 * OWN)
+    return slow // (2 * GROUPS * REST), wr, slow % 2, slow // 2 % GROUPS, k
 
 
 @inline
 def to_operands(w, BLOCK_H: tl.constexpr, VEC: tl.constexpr, GROUPS: tl.constexpr):
-    """`operand_indices` order to a matrix (num_warps, 16, BLOCK_H) for each of the four blocks."""
+    """`operand_indices` order to a matrix (num_warps, 16, GROUPS BLOCK_H) for each block."""
     OWN: tl.constexpr = max(VEC, 2)
     NUM_WARPS: tl.constexpr = BLOCK_H // 16
-    REST: tl.constexpr = BLOCK_H // GROUPS // (4 * OWN)
+    REST: tl.constexpr = BLOCK_H // (4 * OWN)
     # w half r, then columns as `order_units` and `order_gates` have them, then block
-    if VEC == 1:
-        w = tl.reshape(
-            w, (2, 2, REST, GROUPS, 2, 2, NUM_WARPS, 8, 4)
-        )  # block rest group half e w r c
+    if VEC == 1:  # block (two), rest, group, half, e, w, r, c
+        w = tl.reshape(w, (2, 2 // GROUPS, REST, GROUPS, 2, 2, NUM_WARPS, 8, 4))
         w = tl.permute(w, (6, 4, 7, 2, 3, 8, 5, 1, 0))
-    else:
-        w = tl.reshape(
-            w, (2, 2, REST, GROUPS, 2, NUM_WARPS, 8, 4, OWN // 2, 2)
-        )  # ... half w r c v e
+    else:  # block (two), rest, group, half, w, r, c, v, e
+        w = tl.reshape(w, (2, 2 // GROUPS, REST, GROUPS, 2, NUM_WARPS, 8, 4, OWN // 2, 2))
         w = tl.permute(w, (5, 4, 6, 2, 8, 3, 7, 9, 1, 0))
-    w_01, w_23 = tl.reshape(w, (NUM_WARPS, 16, BLOCK_H, 2, 2)).split()
-    w_0, w_1 = w_01.split()
-    w_2, w_3 = w_23.split()
-    return w_0, w_1, w_2, w_3
+    if GROUPS == 2:
+        return tl.reshape(w, (NUM_WARPS, 16, 2 * BLOCK_H, 2)).split()
+    else:
+        w_01, w_23 = tl.reshape(w, (NUM_WARPS, 16, BLOCK_H, 2, 2)).split()
+        w_0, w_1 = w_01.split()
+        w_2, w_3 = w_23.split()
+        return w_0, w_1, w_2, w_3
 
 
 @inline
@@ -145,13 +144,13 @@ def order_units(h, VEC: tl.constexpr):
 
 @inline
 def order_gates(di, df, dg, do, VEC: tl.constexpr):
-    """Operand B of the backward product: four tiles as one (BLOCK_H, 4 BLOCK_B).
+    """Operand B of the backward product: four tiles as one (2 BLOCK_H, 2 BLOCK_B).
 
-    Rows: half of the units times a pair of gates (i f, or g o); columns: pair of gates, half of the
-    units, sequence. So the sum over all gates and units is four independent chains, one for each
-    quarter of the columns, each with a quarter of the weights. What a thread gives and what it
-    gets then share three register bits (unit % 2 and the gate), which makes it two 16-byte stores
-    and 16-byte loads of whole operands. The joins go from the slowest bit to the fastest.
+    Rows: units times the gates of a pair, (i, f) or (g, o). Columns: pair, sequence. The sum over
+    all gates and units is then two independent chains, each with half of the weights. What a
+    thread gives and what it gets share three register bits, the gate and unit % 2, which makes the
+    exchange two 16-byte stores and 16-byte loads of whole operands. The joins go from the slowest
+    of these bits to the fastest.
     """
     BLOCK_H: tl.constexpr = di.shape[0]
     BLOCK_B: tl.constexpr = di.shape[1]
@@ -162,10 +161,10 @@ def order_gates(di, df, dg, do, VEC: tl.constexpr):
     o_0, o_1 = _units(do)
     x_0 = tl.join(tl.join(i_0, g_0), tl.join(f_0, o_0))
     x_1 = tl.join(tl.join(i_1, g_1), tl.join(f_1, o_1))
-    # The dimensions: half of the units, rest, c, v; b; pair, gate of the pair; q
-    x = tl.reshape(tl.join(x_0, x_1), (2, BLOCK_H // (8 * OWN), 4, OWN // 2, BLOCK_B, 2, 2, 2))
-    x = tl.permute(x, (1, 3, 6, 2, 7, 5, 0, 4))
-    return fence(tl.reshape(x, (BLOCK_H, 4 * BLOCK_B)))
+    # The dimensions: rest, c, v; b; pair, gate of the pair; q
+    x = tl.reshape(tl.join(x_0, x_1), (BLOCK_H // (4 * OWN), 4, OWN // 2, BLOCK_B, 2, 2, 2))
+    x = tl.permute(x, (0, 2, 5, 1, 6, 4, 3))
+    return fence(tl.reshape(x, (2 * BLOCK_H, 2 * BLOCK_B)))
 
 
 @inline
@@ -199,19 +198,14 @@ def gate_pair(d_0, d_1):
 
 
 @inline
-def quarter(d, QUARTER: tl.constexpr):
-    """The tile in one quarter of a product's columns. ptxas drops the others' multiplications."""
+def column_pair(d):
+    """The tiles in the two halves of a product's columns. Where only one is used, ptxas drops the
+    multiplications of the other.
+    """
     NUM_WARPS: tl.constexpr = d.shape[0]
-    BLOCK_B: tl.constexpr = d.shape[2] // 4
-    d = tl.reshape(d, (NUM_WARPS, 2, 8, 2, 2, BLOCK_B))  # w q r pair half b
-    d = tl.reshape(tl.permute(d, (0, 2, 1, 5, 4, 3)), (16 * NUM_WARPS, BLOCK_B, 2, 2))
-    d_0, d_1 = d.split()
-    if QUARTER // 2 == 1:
-        d_0 = d_1
-    d_0, d_1 = d_0.split()
-    if QUARTER % 2 == 1:
-        d_0 = d_1
-    return d_0
+    BLOCK_B: tl.constexpr = d.shape[2] // 2
+    d = tl.reshape(d, (NUM_WARPS, 2, 8, 2, BLOCK_B))  # w q r pair b
+    return tl.reshape(tl.permute(d, (0, 2, 1, 4, 3)), (16 * NUM_WARPS, BLOCK_B, 2)).split()
 
 
 @inline
@@ -225,11 +219,28 @@ def pin(w):
 
 @inline
 def fence(x):
-    """The same registers, but the compiler's search for their origin ends here. No instruction.
+    """The same registers, but the compiler neither looks nor moves anything through here.
 
-    It would look through a pure asm.
+    No instruction. A pure asm it would look through.
     """
     if INTERPRETED:
         return x
     else:
-        return tl.inline_asm_elementwise("", "=r,0", [x], dtype=x.dtype, is_pure=False, pack=2)
+        pack: tl.constexpr = 32 // x.dtype.primitive_bitwidth
+        return tl.inline_asm_elementwise("", "=r,0", [x], dtype=x.dtype, is_pure=False, pack=pack)
+
+
+@inline
+def uniform(flag):
+    """A scalar that all threads agree on, in a form that ptxas knows they do.
+
+    After a branch on anything else it takes warps for split, and each later shuffle for a call.
+    """
+    if INTERPRETED:
+        return flag
+    else:
+        return tl.inline_asm_elementwise(
+            "{ .reg .pred p; setp.ne.s32 p, $1, 0; vote.sync.any.pred p, p, -1; "
+            "selp.s32 $0, 1, 0, p; }",
+            "=r,r", [flag], dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip

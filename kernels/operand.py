@@ -10,7 +10,7 @@ sequence at each step (`to_range`). |h| < 1 needs none.
 
 import triton.language as tl
 
-from .layout import inline
+from .layout import inline, uniform
 
 
 @inline
@@ -34,7 +34,7 @@ def load_weights(pointers, mask, factor, DOT: tl.constexpr):
         # registers are too few.
         inverse = 1.0 / 256.0
         w = (w * 256.0).to(DOT)
-        if tl.max((tl.abs(w) == float("inf")).to(tl.int32)) > 0:
+        if uniform(tl.max((tl.abs(w) == float("inf")).to(tl.int32))) > 0:
             w = tl.load(pointers, mask=mask, other=0.0).to(tl.float32) * factor
             scale, inverse = power_of_two(
                 tl.max(tl.where(tl.abs(w) < float("inf"), tl.abs(w), 0.0))
