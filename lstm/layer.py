@@ -2,6 +2,7 @@
 
 import torch
 
+from . import reference
 from .precision import matmul_in
 
 
@@ -41,26 +42,46 @@ class _LSTM(torch.autograd.Function):
         with torch.cuda.device_of(input), matmul_in(precision):
             output, h_n, c_n, saved = _forward(input, h_0, c_0, layers, masks, tile, save=True)
         ctx.num_layers, ctx.tile, ctx.precision = num_layers, tile, precision
+        ctx.num_masks = len(masks or ())
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(input, h_0, *(masks or ()), *weights, *saved)
-        ctx.has_masks = masks is not None
+        ctx.save_for_backward(*(masks or ()), *saved, input, h_0, c_0, *weights)
         return output, h_n, c_n
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_output, grad_h_n, grad_c_n):
-        L = ctx.num_layers
-        input, h_0, *rest = ctx.saved_tensors
-        masks, rest = (rest[: L - 1], rest[L - 1 :]) if ctx.has_masks else (None, rest)
-        weights, saved = rest[: -3 * L], rest[-3 * L :]
-        needs_input, needs_h_0, needs_c_0, *needs_weights = ctx.needs_input_grad[4:]
+    def backward(ctx, *grads):
+        L, num_masks = ctx.num_layers, ctx.num_masks
+        masks = ctx.saved_tensors[:num_masks]
+        saved = ctx.saved_tensors[num_masks : num_masks + 3 * L]
+        inputs = ctx.saved_tensors[num_masks + 3 * L :]
+        needs = ctx.needs_input_grad[4:]
+        if torch.is_grad_enabled():
+            return None, None, None, None, *_differentiable_backward(grads, inputs, needs, masks, L)
+        input, h_0, _, *weights = inputs
+        needs_input, needs_h_0, needs_c_0, *needs_weights = needs
         with torch.cuda.device_of(input), matmul_in(ctx.precision):
             grads = _backward(
-                grad_output, grad_h_n, grad_c_n,
-                input, h_0, _by_layer(weights, L), masks, _by_layer(saved, L),
-                ctx.tile, needs_input, needs_h_0, needs_c_0, _by_layer(needs_weights, L),
+                *grads, input, h_0, _by_layer(weights, L), masks, _by_layer(saved, L), ctx.tile,
+                needs_input, needs_h_0, needs_c_0, _by_layer(needs_weights, L),
             )  # fmt: skip
         return None, None, None, None, *grads
+
+
+def _differentiable_backward(grads, inputs, needs, masks, num_layers):
+    """The gradients by plain torch, for create_graph=True: the kernels' own have no derivative."""
+    # Views are new nodes that hang on the caller's graph, so that it ends at them here.
+    input, h_0, c_0, *weights = inputs = [x if x is None else x.view_as(x) for x in inputs]
+    outputs = reference.lstm(input, h_0, c_0, _by_layer(weights, num_layers), masks)
+    given = [(x, grad) for x, grad in zip(outputs, grads, strict=True) if grad is not None]
+    needed = iter(
+        torch.autograd.grad(
+            [x for x, _ in given],
+            [x for x, need in zip(inputs, needs, strict=True) if need],
+            [grad for _, grad in given],
+            create_graph=True,
+            allow_unused=True,
+        )
+    )
+    return [next(needed) if need else None for need in needs]
 
 
 def _by_layer(flat, num_layers):
@@ -95,7 +116,7 @@ def _forward(input, h_0, c_0, layers, masks, tile, save):
             gates_ih, weight_hh.contiguous(), _at(h_0, layer), _at(c_0, layer),
             output, h_n[layer], c_n[layer], gates, cells, tile,
         )  # fmt: skip
-        x = output * masks[layer] if masks and layer < len(masks) else output
+        x = output * masks[layer] if layer < len(masks or ()) else output
     return output, h_n, c_n, saved
 
 
@@ -113,7 +134,7 @@ def _backward(
     grad_c_0 = input.new_empty(len(layers), B, H) if needs_c_0 else None
     grad_weights = [[None] * len(layer) for layer in layers]
     for layer in reversed(range(len(layers))):
-        weight_ih, weight_hh = layers[layer][:2]
+        weight_ih, weight_hh, *_ = layers[layer]
         needs_ih, needs_hh, *needs_bias = needs_weights[layer]
         output, gates, cells = saved[layer]
         grad_gates = input.new_empty(T, B, 4, H)
@@ -141,9 +162,13 @@ def _backward(
                 grad.clone() if needs_bias[1] else None,
             ]
         grad_output = None
-        if layer > 0 or needs_input:
-            grad_output = (grad_gates @ weight_ih).view(T, B, -1)
-            grad_output = grad_output * masks[layer - 1] if masks and layer > 0 else grad_output
+        if needs_input or needs_h_0 or needs_c_0 or any(map(any, needs_weights[:layer])):
+            if layer > 0 or needs_input:
+                grad_output = (grad_gates @ weight_ih).view(T, B, -1)
+            if masks and layer > 0:
+                grad_output = grad_output * masks[layer - 1]
+        else:
+            break
     return grad_output, grad_h_0, grad_c_0, *(grad for layer in grad_weights for grad in layer)
 
 

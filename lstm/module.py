@@ -38,6 +38,8 @@ class LSTM(RNNBase):
     check_forward_args = nn.LSTM.check_forward_args
     permute_hidden = nn.LSTM.permute_hidden
 
+    # The compiler does not see into a Triton launch behind an autograd.Function.
+    @torch.compiler.disable
     def forward(self, input, hx=None):
         """nn.LSTM's forward.
 
@@ -51,8 +53,8 @@ class LSTM(RNNBase):
 
         weights = self._weights()
         h_0, c_0 = (None, None) if hx is None else hx
-        dtype = _autocast_dtype(input.device)
-        if dtype is not None:
+        dtype = _dtype(input)
+        if torch.is_autocast_enabled(input.device.type):
             weights = [weight.to(dtype) for weight in weights]
             input, h_0, c_0 = (x if x is None else x.to(dtype) for x in (input, h_0, c_0))
         batched = input.dim() == 3
@@ -78,12 +80,17 @@ class LSTM(RNNBase):
         """
         packed = isinstance(input, PackedSequence)
         x = input.data if packed else input
+        card, interpret = plans.capability(x.device), plans.interpreted()
+        if card is None and not interpret:
+            return plans.NO_GPU
+        if torch._C._are_functorch_transforms_active() or torch.jit.is_tracing():
+            return plans.Plan("torch", "a torch.func transform or torch.jit.trace is active")
         plan = plans.plan(
             self.hidden_size,
             1 if packed or x.dim() != 3 else x.shape[0 if self.batch_first else 1],
-            _autocast_dtype(x.device) or x.dtype,
-            plans.capability(x.device),
-            plans.interpreted(),
+            _dtype(x),
+            card,
+            interpret,
             fp32_precision(),
             self.bidirectional,
             self.proj_size,
@@ -106,8 +113,8 @@ class LSTM(RNNBase):
             if any(x.shape != (self.num_layers, *batch, self.hidden_size) for x in hx):
                 return False
             tensors += hx
-        cast = _autocast_dtype(input.device) is not None
-        return all(x.device == input.device and (cast or x.dtype == input.dtype) for x in tensors)
+        device, dtype = input.device, _dtype(input)
+        return all(x.device == device and _dtype(x) == dtype for x in tensors)
 
     def _weights(self):
         """The weights in nn.LSTM's order: parameters, or what a parametrization put there."""
@@ -127,8 +134,8 @@ class LSTM(RNNBase):
         ]
 
 
-def _autocast_dtype(device):
-    """The dtype autocast asks for on a device; None outside of autocast."""
-    if torch.is_autocast_enabled(device.type):
-        return torch.get_autocast_dtype(device.type)
-    return None
+def _dtype(x):
+    """The dtype a call with x computes in: its own, or what autocast makes of all but float64."""
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype

@@ -39,6 +39,9 @@ class Plan:
         )
 
 
+NO_GPU = Plan("torch", "no NVIDIA GPU, and Triton's interpreter is off")
+
+
 @cache
 def interpreted():
     """Whether Triton's interpreter runs the kernels: TRITON_INTERPRET=1 before their first use."""
@@ -65,11 +68,11 @@ def plan(
         input have them.
     Returns: Plan.
     """
-    # Triton is imported here, so not by calls that do not need it.
     if not interpret and card is None:
-        return Plan("torch", "no NVIDIA GPU, and Triton's interpreter is off")
+        return NO_GPU
     if not interpret and card < MIN_CAPABILITY:
         return Plan("torch", f"compute capability {card[0]}.{card[1]} is below 8.0")
+    # Here, so that Triton is not imported where it is not needed.
     from .kernels import config
 
     if bidirectional:
