@@ -64,7 +64,10 @@ def saved_factors(
     return k_i, k_f, k_g, k_o, k_c, f, c_prev
 
 
-@triton.jit(do_not_specialize=["T", "B"])
+@triton.jit(
+    do_not_specialize=["T", "B"],
+    do_not_specialize_on_alignment=["grad_h_n_ptr", "grad_c_n_ptr", "grad_h_0_ptr", "grad_c_0_ptr"],
+)
 def lstm_backward_kernel(
     gates_ptr, cells_ptr, weight_hh_t_ptr, grad_output_ptr, grad_h_n_ptr, grad_c_n_ptr,
     grad_gates_ptr, grad_h_0_ptr, grad_c_0_ptr,

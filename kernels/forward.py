@@ -50,9 +50,12 @@ def gates_product(w_0, w_1, w_2, w_3, h, VEC: tl.constexpr):
     return i, f, g, o
 
 
-# T and B change from call to call: as ordinary numbers, not 1 or a multiple of 16, they compile
-# nothing new.
-@triton.jit(do_not_specialize=["T", "B"])
+# T and B change from call to call, and with B the addresses at which a layer's states begin. They
+# compile nothing new: the numbers are not looked at, nor the alignment of what no loop reads.
+@triton.jit(
+    do_not_specialize=["T", "B"],
+    do_not_specialize_on_alignment=["h_0_ptr", "c_0_ptr", "h_n_ptr", "c_n_ptr"],
+)
 def lstm_forward_kernel(
     gates_ih_ptr, weight_hh_ptr, h_0_ptr, c_0_ptr,
     output_ptr, h_n_ptr, c_n_ptr, gates_ptr, cells_ptr,

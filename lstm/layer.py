@@ -139,7 +139,7 @@ def _backward(
         output, gates, cells = saved[layer]
         grad_gates = input.new_empty(T, B, 4, H)
         lstm_backward(
-            gates, cells, weight_hh.t().contiguous(), _contiguous(grad_output),
+            gates, cells, weight_hh.t().contiguous(), _aligned(grad_output),
             _at(grad_h_n, layer), _at(grad_c_n, layer),
             grad_gates, _at(grad_h_0, layer), _at(grad_c_0, layer), tile,
         )  # fmt: skip
@@ -174,6 +174,12 @@ def _backward(
 
 def _contiguous(x):
     return x if x is None else x.contiguous()
+
+
+def _aligned(x):
+    """Contiguous, and where the loop's vector loads can read it: elsewhere it compiles without."""
+    x = _contiguous(x)
+    return x if x is None or x.data_ptr() % 16 == 0 else x.clone()
 
 
 def _at(x, layer):
