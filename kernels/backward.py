@@ -7,9 +7,8 @@
 
 The kernel writes the gradients of the gates' sums, grad_gates; those of input, weights and biases
 are products of them with what forward had, one each over all T * B rows, which are the caller's.
-As in forward the chain through dh bounds the kernel: W_hh^T stays in registers, what a step needs
-from memory is read two steps ahead, and its factors are computed while the step before still
-multiplies.
+As in forward the chain through dh bounds the kernel: W_hh^T stays in registers, and what a step
+needs from memory is read a step ahead or more.
 """
 
 import triton
@@ -34,34 +33,15 @@ from .operand import gates_to_range, load_weights
 
 
 @inline
-def load_saved(gates_ptr, cells_ptr, offs, mask, SIZE: tl.constexpr):
+def load_saved(gates_ptr, cells_ptr, offs, SIZE: tl.constexpr):
     """i, f, g, o of a step and the c before it, in private order."""
     return (
-        tl.load(gates_ptr + offs, mask=mask, other=0.0),
-        tl.load(gates_ptr + SIZE + offs, mask=mask, other=0.0),
-        tl.load(gates_ptr + 2 * SIZE + offs, mask=mask, other=0.0),
-        tl.load(gates_ptr + 3 * SIZE + offs, mask=mask, other=0.0),
-        tl.load(cells_ptr + offs, mask=mask, other=0.0),
+        tl.load(gates_ptr + offs),
+        tl.load(gates_ptr + SIZE + offs),
+        tl.load(gates_ptr + 2 * SIZE + offs),
+        tl.load(gates_ptr + 3 * SIZE + offs),
+        tl.load(cells_ptr + offs),
     )
-
-
-@inline
-def saved_factors(
-    s_i, s_f, s_g, s_o, s_c, c, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, FAST: tl.constexpr
-):
-    """cell_factors of what `load_saved` gave, then f and the c before the step."""
-    f = unpack(s_f, BLOCK_H, BLOCK_B)
-    c_prev = unpack(s_c, BLOCK_H, BLOCK_B)
-    k_i, k_f, k_g, k_o, k_c = cell_factors(
-        unpack(s_i, BLOCK_H, BLOCK_B),
-        f,
-        unpack(s_g, BLOCK_H, BLOCK_B),
-        unpack(s_o, BLOCK_H, BLOCK_B),
-        c_prev,
-        c,
-        FAST,
-    )
-    return k_i, k_f, k_g, k_o, k_c, f, c_prev
 
 
 @triton.jit(
@@ -103,43 +83,44 @@ def lstm_backward_kernel(
     offs_h = sequence * H + unit
     offs_z = sequence * (4 * H) + unit
     offs_saved = tl.arange(0, SIZE)
-    every = offs_saved >= 0
     row = tile * BLOCK_B
     step = B.to(tl.int64) * H
-    grad_gates_ptr += (T - 1) * 4 * step + row * (4 * H)
     gates_ptr += (tile * T + T - 1) * (4 * SIZE)
     cells_ptr += (tile * (T + 1) + T) * SIZE
+    grad_gates_ptr += (T - 1) * 4 * step + row * (4 * H)
 
     dh = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
     dc = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
     if grad_h_n_ptr is not None:
-        dh = to_tile(
-            tl.load(grad_h_n_ptr + row * H + offs_h, mask=mask, other=0.0), BLOCK_H, BLOCK_B
-        )
+        grad = tl.load(grad_h_n_ptr + row * H + offs_h, mask=mask, other=0.0)
+        dh = to_tile(grad, BLOCK_H, BLOCK_B)
     if grad_c_n_ptr is not None:
-        dc = to_tile(
-            tl.load(grad_c_n_ptr + row * H + offs_h, mask=mask, other=0.0), BLOCK_H, BLOCK_B
-        )
-
-    # The last step's factors, and what those of the step before it need
-    c = unpack(tl.load(cells_ptr + offs_saved), BLOCK_H, BLOCK_B)
-    cells_ptr -= SIZE
-    s_i, s_f, s_g, s_o, s_c = load_saved(gates_ptr, cells_ptr, offs_saved, every, SIZE)
-    k_i, k_f, k_g, k_o, k_c, f, c = saved_factors(
-        s_i, s_f, s_g, s_o, s_c, c, BLOCK_H, BLOCK_B, FAST
-    )
-    gates_ptr -= 4 * SIZE
-    cells_ptr -= SIZE
-    s_i, s_f, s_g, s_o, s_c = load_saved(gates_ptr, cells_ptr, offs_saved, every & (T > 1), SIZE)
+        grad = tl.load(grad_c_n_ptr + row * H + offs_h, mask=mask, other=0.0)
+        dc = to_tile(grad, BLOCK_H, BLOCK_B)
     if grad_output_ptr is not None:
         grad_output_ptr += (T - 1) * step + row * H
-        dy = to_tile(tl.load(grad_output_ptr + offs_h, mask=mask, other=0.0), BLOCK_H, BLOCK_B)
+        grad = tl.load(grad_output_ptr + offs_h, mask=mask, other=0.0)
+        dh += to_tile(grad, BLOCK_H, BLOCK_B)
         grad_output_ptr -= step
-        s_y = tl.load(grad_output_ptr + offs_h, mask=mask & (T > 1), other=0.0)
+        grad = tl.load(grad_output_ptr + offs_h, mask=mask & (T > 1), other=0.0)
+    c = unpack(tl.load(cells_ptr + offs_saved), BLOCK_H, BLOCK_B)
+    cells_ptr -= SIZE
+    s_i, s_f, s_g, s_o, s_c = load_saved(gates_ptr, cells_ptr, offs_saved, SIZE)
 
     for s in range(T):
-        if grad_output_ptr is not None:
-            dh += dy
+        i = unpack(s_i, BLOCK_H, BLOCK_B)
+        f = unpack(s_f, BLOCK_H, BLOCK_B)
+        g = unpack(s_g, BLOCK_H, BLOCK_B)
+        o = unpack(s_o, BLOCK_H, BLOCK_B)
+        c_prev = unpack(s_c, BLOCK_H, BLOCK_B)
+        k_i, k_f, k_g, k_o, k_c = cell_factors(i, f, g, o, c_prev, c, FAST)
+        c = c_prev
+        # For the next step; after the last, the same again, which nobody uses.
+        more = (s + 1 < T).to(tl.int32)
+        gates_ptr -= more * (4 * SIZE)
+        cells_ptr -= more * SIZE
+        s_i, s_f, s_g, s_o, s_c = load_saved(gates_ptr, cells_ptr, offs_saved, SIZE)
+
         dc += k_c * dh
         di = k_i * dc
         df = k_f * dc
@@ -156,22 +137,11 @@ def lstm_backward_kernel(
         dh = dh_if + dh_go
         if FLOAT32:
             dh = dh * (inverse * inverse_s)
-
-        # Nothing below waits for the product, so it fills the time that one takes. The fence keeps
-        # the use of what was loaded a step ago from moving up to where it has not arrived yet.
-        s_i, s_f, s_g, s_o, s_c = fence(s_i), fence(s_f), fence(s_g), fence(s_o), fence(s_c)
-        k_i, k_f, k_g, k_o, k_c, f, c = saved_factors(
-            s_i, s_f, s_g, s_o, s_c, c, BLOCK_H, BLOCK_B, FAST
-        )
-        gates_ptr -= 4 * SIZE
-        cells_ptr -= SIZE
-        s_i, s_f, s_g, s_o, s_c = load_saved(
-            gates_ptr, cells_ptr, offs_saved, every & (s + 2 < T), SIZE
-        )
         if grad_output_ptr is not None:
-            dy = to_tile(fence(s_y), BLOCK_H, BLOCK_B)
+            # Two steps ahead. The fence keeps its use here: any earlier it has not arrived yet.
+            dh += to_tile(fence(grad), BLOCK_H, BLOCK_B)
             grad_output_ptr -= step
-            s_y = tl.load(grad_output_ptr + offs_h, mask=mask & (s + 2 < T), other=0.0)
+            grad = tl.load(grad_output_ptr + offs_h, mask=mask & (s + 2 < T), other=0.0)
 
         tl.store(grad_gates_ptr + offs_z, from_tile(di, dtype), mask=mask)
         tl.store(grad_gates_ptr + H + offs_z, from_tile(df, dtype), mask=mask)
