@@ -42,12 +42,56 @@ def load_gates(pointers, mask, H: tl.constexpr):
 
 
 @inline
+def gate_tiles(i, f, g, o, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
+    """What `load_gates` gave, as tiles."""
+    return (
+        to_tile(i, BLOCK_H, BLOCK_B),
+        to_tile(f, BLOCK_H, BLOCK_B),
+        to_tile(g, BLOCK_H, BLOCK_B),
+        to_tile(o, BLOCK_H, BLOCK_B),
+    )
+
+
+@inline
 def gates_product(w_0, w_1, w_2, w_3, h, VEC: tl.constexpr):
     """W_hh h: a tile for each gate."""
     x = order_units(h, VEC)
     i, f = gate_pair(product(w_0, x), product(w_2, x))
     g, o = gate_pair(product(w_1, x), product(w_3, x))
     return i, f, g, o
+
+
+@inline
+def only(x, mask):
+    """A tile where mask, in memory order, holds, else zero."""
+    BLOCK_H: tl.constexpr = x.shape[0]
+    BLOCK_B: tl.constexpr = x.shape[1]
+    return to_tile(tl.where(mask, from_tile(x, tl.float32), 0.0), BLOCK_H, BLOCK_B)
+
+
+@inline
+def finish_step(
+    z_i, z_f, z_g, z_o, d_i, d_f, d_g, d_o, c,
+    output_ptr, gates_ptr, cells_ptr, offs_h, mask,
+    BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """A step after its product: the cell, and what is written. z: of gates_ih; d: W_hh h."""
+    dtype: tl.constexpr = output_ptr.dtype.element_ty
+    SIZE: tl.constexpr = BLOCK_H * BLOCK_B
+    if FAST:
+        z_i = 0.5 * z_i
+        z_f = 0.5 * z_f
+        z_o = 0.5 * z_o
+    i, f, g, o, h, c = cell_forward(z_i + d_i, z_f + d_f, z_g + d_g, z_o + d_o, c, FAST)
+    tl.store(output_ptr + offs_h, from_tile(h, dtype), mask=mask)
+    if gates_ptr is not None:
+        offs = tl.arange(0, SIZE)
+        tl.store(gates_ptr + offs, pack(i, dtype))
+        tl.store(gates_ptr + SIZE + offs, pack(f, dtype))
+        tl.store(gates_ptr + 2 * SIZE + offs, pack(g, dtype))
+        tl.store(gates_ptr + 3 * SIZE + offs, pack(o, dtype))
+        tl.store(cells_ptr + offs, pack(c, dtype))
+    return h, c
 
 
 # T and B change from call to call, and with B the addresses at which a layer's states begin. They
@@ -91,65 +135,61 @@ def lstm_forward_kernel(
     mask = (tile * BLOCK_B + sequence < B) & (unit < H)
     offs_h = sequence * H + unit
     offs_z = sequence * (4 * H) + unit
-    offs_saved = tl.arange(0, SIZE)
     row = tile * BLOCK_B
+    step = B.to(tl.int64) * H
     gates_ih_ptr += row * (4 * H)
     output_ptr += row * H
-    if gates_ptr is not None:
-        gates_ptr += tile * T * (4 * SIZE)
-        cells_ptr += tile * (T + 1) * SIZE
-
-    x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask, H)
     h = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
     c = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
-    if h_0_ptr is not None:
-        h = to_tile(tl.load(h_0_ptr + row * H + offs_h, mask=mask, other=0.0), BLOCK_H, BLOCK_B)
-        if FLOAT32:
-            # Unlike later h, h_0 may be out of float16's range. Its product joins the first
-            # gates_ih, so that the loop needs no scale for h.
-            h, inverse_h = to_range(h)
-            d_i, d_f, d_g, d_o = gates_product(w_0, w_1, w_2, w_3, h.to(DOT), VEC)
-            x_i += from_tile(d_i * inverse * inverse_h, dtype)
-            x_f += from_tile(d_f * inverse * inverse_h, dtype)
-            x_g += from_tile(d_g * inverse * inverse_h, dtype)
-            x_o += from_tile(d_o * inverse * inverse_h, dtype)
-            h = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
     if c_0_ptr is not None:
         c = to_tile(tl.load(c_0_ptr + row * H + offs_h, mask=mask, other=0.0), BLOCK_H, BLOCK_B)
     if gates_ptr is not None:
-        tl.store(cells_ptr + offs_saved, pack(c, dtype))
+        gates_ptr += tile * T * (4 * SIZE)
+        cells_ptr += tile * (T + 1) * SIZE
+        tl.store(cells_ptr + tl.arange(0, SIZE), pack(c, dtype))
+        cells_ptr += SIZE
+    x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask, H)
 
-    for t in range(T):
-        z_i = to_tile(x_i, BLOCK_H, BLOCK_B)
-        z_f = to_tile(x_f, BLOCK_H, BLOCK_B)
-        z_g = to_tile(x_g, BLOCK_H, BLOCK_B)
-        z_o = to_tile(x_o, BLOCK_H, BLOCK_B)
-        gates_ih_ptr += B.to(tl.int64) * (4 * H)
+    first = 0
+    if h_0_ptr is not None:
+        # h_0 alone may be above 1, even infinite: its product needs a scale of its own, and has
+        # infinity times zero, a NaN, in the units above H, which must not reach the others.
+        h = to_tile(tl.load(h_0_ptr + row * H + offs_h, mask=mask, other=0.0), BLOCK_H, BLOCK_B)
+        if FLOAT32:
+            h, inverse_h = to_range(h)
+            d_i, d_f, d_g, d_o = gates_product(w_0, w_1, w_2, w_3, h.to(DOT), VEC)
+            d_i, d_f = d_i * inverse * inverse_h, d_f * inverse * inverse_h
+            d_g, d_o = d_g * inverse * inverse_h, d_o * inverse * inverse_h
+        else:
+            d_i, d_f, d_g, d_o = gates_product(w_0, w_1, w_2, w_3, h.to(DOT), VEC)
+        z_i, z_f, z_g, z_o = gate_tiles(x_i, x_f, x_g, x_o, BLOCK_H, BLOCK_B)
+        h, c = finish_step(
+            z_i, z_f, z_g, z_o, only(d_i, mask), only(d_f, mask), only(d_g, mask), only(d_o, mask),
+            c, output_ptr, gates_ptr, cells_ptr, offs_h, mask, BLOCK_H, BLOCK_B, FAST,
+        )  # fmt: skip
+        first = 1
+        gates_ih_ptr += step * 4
+        output_ptr += step
+        if gates_ptr is not None:
+            gates_ptr += 4 * SIZE
+            cells_ptr += SIZE
+        x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask & (T > 1), H)
+
+    for t in range(first, T):
+        z_i, z_f, z_g, z_o = gate_tiles(x_i, x_f, x_g, x_o, BLOCK_H, BLOCK_B)
+        gates_ih_ptr += step * 4
         x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask & (t + 1 < T), H)
-
         d_i, d_f, d_g, d_o = gates_product(w_0, w_1, w_2, w_3, h.to(DOT), VEC)
         if FLOAT32:
-            z_i += d_i * inverse
-            z_f += d_f * inverse
-            z_g += d_g * inverse
-            z_o += d_o * inverse
-        else:
-            z_i = 0.5 * z_i + d_i
-            z_f = 0.5 * z_f + d_f
-            z_g = z_g + d_g
-            z_o = 0.5 * z_o + d_o
-        i, f, g, o, h, c = cell_forward(z_i, z_f, z_g, z_o, c, FAST)
-
-        tl.store(output_ptr + offs_h, from_tile(h, dtype), mask=mask)
-        output_ptr += B.to(tl.int64) * H
+            d_i, d_f, d_g, d_o = d_i * inverse, d_f * inverse, d_g * inverse, d_o * inverse
+        h, c = finish_step(
+            z_i, z_f, z_g, z_o, d_i, d_f, d_g, d_o,
+            c, output_ptr, gates_ptr, cells_ptr, offs_h, mask, BLOCK_H, BLOCK_B, FAST,
+        )  # fmt: skip
+        output_ptr += step
         if gates_ptr is not None:
-            cells_ptr += SIZE
-            tl.store(gates_ptr + offs_saved, pack(i, dtype))
-            tl.store(gates_ptr + SIZE + offs_saved, pack(f, dtype))
-            tl.store(gates_ptr + 2 * SIZE + offs_saved, pack(g, dtype))
-            tl.store(gates_ptr + 3 * SIZE + offs_saved, pack(o, dtype))
-            tl.store(cells_ptr + offs_saved, pack(c, dtype))
             gates_ptr += 4 * SIZE
+            cells_ptr += SIZE
     tl.store(h_n_ptr + row * H + offs_h, from_tile(h, dtype), mask=mask)
     tl.store(c_n_ptr + row * H + offs_h, from_tile(c, dtype), mask=mask)
 

@@ -30,15 +30,15 @@ def load_weights(pointers, mask, factor, DOT: tl.constexpr):
     if pointers.dtype.element_ty == DOT:
         return w.to(DOT), 1.0
     else:
-        # A fixed power serves weights below 256. It takes no second look at them, for which
-        # registers are too few.
+        # A fixed power serves where the largest weight is between 1/256 and 256. It takes no second
+        # look at float32 weights, for which registers are too few.
         inverse = 1.0 / 256.0
         w = (w * 256.0).to(DOT)
-        if uniform(tl.max((tl.abs(w) == float("inf")).to(tl.int32))) > 0:
+        largest = tl.max((w.to(tl.int16, bitcast=True) & 0x7FFF).to(tl.int32))
+        if uniform(((largest < 0x3C00) | (largest >= 0x7C00)).to(tl.int32)) > 0:  # 1, inf, NaN
             w = tl.load(pointers, mask=mask, other=0.0).to(tl.float32) * factor
-            scale, inverse = power_of_two(
-                tl.max(tl.where(tl.abs(w) < float("inf"), tl.abs(w), 0.0))
-            )
+            size = tl.abs(w)
+            scale, inverse = power_of_two(tl.max(tl.where(size < float("inf"), size, 0.0)))
             w = (w * scale).to(DOT)
         return w, inverse
 

@@ -95,7 +95,8 @@ def _forward(input, h_0, c_0, layers, masks, tile, save):
 
     T, B, _ = input.shape
     H = layers[0][1].shape[1]
-    h_n, c_n = input.new_empty(2, len(layers), B, H).unbind()
+    # Not two views of one tensor: nobody could change them in place.
+    h_n, c_n = (input.new_empty(len(layers), B, H) for _ in range(2))
     h_0, c_0 = _contiguous(h_0), _contiguous(c_0)
     programs, size = -(-B // tile["BLOCK_B"]), tile["BLOCK_H"] * tile["BLOCK_B"]
     saved = []

@@ -38,8 +38,6 @@ class LSTM(RNNBase):
     check_forward_args = nn.LSTM.check_forward_args
     permute_hidden = nn.LSTM.permute_hidden
 
-    # The compiler does not see into a Triton launch behind an autograd.Function.
-    @torch.compiler.disable
     def forward(self, input, hx=None):
         """nn.LSTM's forward.
 
@@ -47,6 +45,13 @@ class LSTM(RNNBase):
             (h_0, c_0), each (num_layers, B, H), or (num_layers, H) unbatched; zeros if None.
         Returns: output, (h_n, c_n), with input's layout and hx's shapes.
         """
+        if torch.compiler.is_compiling():
+            # It does not see into a Triton launch behind an autograd.Function. No decorator: that
+            # would import the compiler, and with it Triton, for everybody.
+            return torch.compiler.disable(self._forward)(input, hx)
+        return self._forward(input, hx)
+
+    def _forward(self, input, hx):
         plan = self.explain(input, hx)
         if plan.path == "torch":
             return nn.LSTM.forward(self, input, hx)
@@ -80,8 +85,10 @@ class LSTM(RNNBase):
         """
         packed = isinstance(input, PackedSequence)
         x = input.data if packed else input
+        if not isinstance(x, torch.Tensor):
+            return plans.Plan("torch", "the input is no tensor")
         card, interpret = plans.capability(x.device), plans.interpreted()
-        if card is None and not interpret:
+        if card is None and not (interpret and x.device.type in ("cpu", "cuda")):
             return plans.NO_GPU
         if torch._C._are_functorch_transforms_active() or torch.jit.is_tracing():
             return plans.Plan("torch", "a torch.func transform or torch.jit.trace is active")
@@ -110,7 +117,8 @@ class LSTM(RNNBase):
             if not (isinstance(hx, (tuple, list)) and len(hx) == 2):
                 return False
             batch = [] if input.dim() == 2 else [input.shape[0 if self.batch_first else 1]]
-            if any(x.shape != (self.num_layers, *batch, self.hidden_size) for x in hx):
+            shape = (self.num_layers, *batch, self.hidden_size)
+            if not all(isinstance(x, torch.Tensor) and x.shape == shape for x in hx):
                 return False
             tensors += hx
         device, dtype = input.device, _dtype(input)
@@ -135,7 +143,8 @@ class LSTM(RNNBase):
 
 
 def _dtype(x):
-    """The dtype a call with x computes in: its own, or what autocast makes of all but float64."""
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+    """The dtype a call with x computes in: its own, or what autocast casts it to."""
+    castable = x.dtype.is_floating_point and x.dtype != torch.float64
+    if castable and torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype

@@ -1,0 +1,282 @@
+"""Static figures of the kernels as shipped: compiled for cards that need not be there.
+
+    python -m bench.static_report [--cards 80 90] [--check] [--json FILE]
+
+prints what the time loop of each configuration holds. With --check it fails where that loop has
+what a good one has not: spilled registers, weights that do not stay in registers, barriers and
+shuffles beyond those of the one exchange between the warps that a step needs.
+"""
+
+import argparse
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from bench.record import new_record, write
+from bench.sass import LoopFigures, loop_figures
+from lstm.kernels import config
+from lstm.kernels.backward import lstm_backward_kernel
+from lstm.kernels.forward import lstm_forward_kernel
+from lstm.plan import interpreted
+
+# Each with the pointers that are None.
+KERNELS = {
+    "forward": (lstm_forward_kernel, ()),
+    "forward, not saving": (lstm_forward_kernel, ("gates_ptr", "cells_ptr")),
+    "backward": (lstm_backward_kernel, ()),
+}
+POINTERS = {"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16"}
+ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+# Threads, programs and bytes of shared memory of a multiprocessor (CUDA programming guide, table of
+# technical specifications per compute capability). Its registers are 65,536 on all of them.
+CARDS = {
+    80: (2048, 32, 164 * 1024),
+    86: (1536, 16, 100 * 1024),
+    89: (1536, 24, 100 * 1024),
+    90: (2048, 32, 228 * 1024),
+    100: (2048, 32, 228 * 1024),
+    120: (1536, 24, 100 * 1024),
+}
+
+# Sizes compiled for every card: the largest, whose weights leave the fewest registers.
+MAIN_SIZES = (128,)
+# A size for each other (BLOCK_H, VEC), each on one card for each dtype: what sets these apart is
+# how many numbers one access moves, which no card changes, and all on all take a quarter hour.
+#   BLOCK_H 16: VEC 1, 2, 4;   32: 1, 2, 4, 8;   64: 1, 2, 8, 4;   128: 1, 2, 4
+OTHER_SIZES = (1, 10, 16, 31, 22, 20, 24, 37, 50, 64, 36, 101, 70, 100)
+
+INTERPRETER_ON = (
+    "TRITON_INTERPRET is set: Triton then replaces kernels by functions that it interprets, and "
+    "nothing can be compiled. Unset it."
+)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One kernel as a call gets it.
+
+    kernel: a key of KERNELS; hidden_size: H; dtype: a key of POINTERS; card: compute capability, 90
+    for 9.0.
+    """
+
+    kernel: str
+    hidden_size: int
+    dtype: str
+    card: int
+
+    def __str__(self):
+        return f"{self.kernel}, H={self.hidden_size}, {self.dtype}, sm_{self.card}"
+
+    @property
+    def tile(self) -> dict[str, int]:
+        """Its row of kernels/config.py, which is the same for every batch on a GPU."""
+        return config.tile(self.hidden_size, 1, ITEMSIZE[self.dtype])
+
+
+def configurations(cards=tuple(CARDS)) -> list[Configuration]:
+    """What is compiled for these cards: MAIN_SIZES for each, OTHER_SIZES spread over all cards."""
+    main = [(size, dtype) for size in MAIN_SIZES for dtype in POINTERS]
+    others = []
+    kinds = {_kind(*case) for case in main}
+    for s, size in enumerate(OTHER_SIZES):
+        for d, dtype in enumerate(POINTERS):
+            # float32 has no VEC 8: there a size may be of the kind of an earlier one.
+            if _kind(size, dtype) not in kinds:
+                kinds.add(_kind(size, dtype))
+                others.append((tuple(CARDS)[(s + 2 * d) % len(CARDS)], size, dtype))
+    return [
+        Configuration(kernel, size, dtype, card)
+        for card in cards
+        for size, dtype in main + [(size, dtype) for at, size, dtype in others if at == card]
+        for kernel in KERNELS
+    ]
+
+
+def _kind(size: int, dtype: str) -> tuple[str, int, int]:
+    tile = config.tile(size, 1, ITEMSIZE[dtype])
+    return dtype, tile["BLOCK_H"], tile["VEC"]
+
+
+def compile_configuration(configuration: Configuration):
+    """The kernel, specialised as a launch does it: T and B any numbers, pointers 16-byte aligned,
+    save those whose alignment the kernel ignores.
+
+    Returns: Triton's compiled kernel.
+    Raises: RuntimeError if Triton's interpreter is on.
+    """
+    if interpreted():
+        raise RuntimeError(INTERPRETER_ON)
+    kernel, absent = KERNELS[configuration.kernel]
+    tile = configuration.tile
+    names = kernel.arg_names
+    # As in a launch, what is no argument of the kernel is an option of the compiler.
+    options = {name: value for name, value in tile.items() if name not in names}
+    sizes = {name: value for name, value in tile.items() if name in names}
+    constants = {"H": configuration.hidden_size, **sizes, **dict.fromkeys(absent)}
+    pointers = [name for name in names if name.endswith("_ptr") and name not in constants]
+    signature = dict.fromkeys(names, "i32")
+    signature |= dict.fromkeys(pointers, POINTERS[configuration.dtype])
+    signature |= dict.fromkeys(constants, "constexpr")
+    aligned = [
+        param.name
+        for param in kernel.params
+        if param.name in pointers and not param.do_not_specialize_on_alignment
+    ]
+    source = ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    return triton.compile(source, GPUTarget("cuda", configuration.card, 32), options)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A configuration, its figures and the shared memory of one program."""
+
+    configuration: Configuration
+    figures: LoopFigures
+    shared_bytes: int
+
+    @property
+    def programs(self) -> int:
+        """Programs that fit one multiprocessor at once."""
+        threads, programs, shared_bytes = CARDS[self.configuration.card]
+        warps = self.figures.num_warps
+        # A warp's registers come in units of 256; the system keeps 1 KiB of each program's memory.
+        registers = -(-self.figures.registers * 32 // 256) * 256
+        return min(
+            65536 // (registers * warps),
+            threads // (32 * warps),
+            programs,
+            shared_bytes // (self.shared_bytes + 1024),
+        )
+
+    @property
+    def weights(self) -> str:
+        """Where W_hh lives during the time loop, as far as counts tell."""
+        limit = limits(self.configuration)
+        if self.figures.hgmma or self.figures.utchmma:
+            return "shared"
+        if self.figures.lds + self.figures.ldsm > limit["lds + ldsm"]:
+            return "shared"
+        if self.figures.ldg > limit["ldg"]:
+            return "global"
+        return "local" if self.figures.spills else "registers"
+
+
+def measure(configuration: Configuration) -> Row:
+    """Compile a configuration and read it."""
+    compiled = compile_configuration(configuration)
+    figures = loop_figures(compiled.asm["cubin"], configuration.tile["num_warps"])
+    return Row(configuration, figures, compiled.metadata.shared)
+
+
+def limits(configuration: Configuration) -> dict[str, int]:
+    """What a step needs of what slows it down, per warp."""
+    tile = configuration.tile
+    warps = tile["num_warps"]
+    backward = configuration.kernel == "backward"
+    scaled = backward and configuration.dtype == "float32"
+    # A step exchanges h, or the gradients of four gates: BLOCK_H * BLOCK_B numbers of 16 bits each.
+    # Every warp needs all of them, in 32-bit registers of its 32 lanes. W_hh takes BLOCK_H such
+    # registers, so reading even a quarter of it again adds BLOCK_H / 16 of the widest reads.
+    exchanged = tile["BLOCK_H"] * tile["BLOCK_B"] * (4 if backward else 1) // 64
+    # One read fills four registers, but in forward only ldmatrix does, which Triton takes from 9.0.
+    wide = backward or configuration.card >= 90
+    reads = -(-exchanged // 4) if wide else exchanged
+    # Numbers of a tile in one thread; an access moves both units of a pair if rows are aligned so.
+    numbers = tile["BLOCK_H"] * tile["BLOCK_B"] // (32 * warps)
+    accesses = numbers if configuration.hidden_size % 2 else numbers // 2
+    # Backward reads i, f, g, o and c, 16 bytes at once, and one tile: grad_output.
+    saved = -(-numbers * ITEMSIZE[configuration.dtype] // 16)
+    return {
+        "spills": 0,
+        "hgmma + utchmma": 0,
+        # One before and one after the exchange; the scale's maximum over the warps has its own, and
+        # up to three reads.
+        "bar": 2 + 3 * scaled,
+        "lds + ldsm": reads + 3 * scaled,
+        "ldg": 5 * saved + accesses if backward else 4 * accesses,
+        # A single warp may exchange by shuffles. The scale's maximum over the lanes of a sequence:
+        # three steps for each of a thread's sequences, again after the one over the warps.
+        "shfl": (exchanged if warps == 1 else 0) + scaled * 3 * numbers,
+    }
+
+
+def defects(figures: LoopFigures, configuration: Configuration) -> list[str]:
+    """What the time loop has beyond `limits`, one sentence each."""
+    found = []
+    for names, limit in limits(configuration).items():
+        count = sum(getattr(figures, name) for name in names.split(" + "))
+        if count > limit:
+            found.append(f"{names} is {count} in each step, at most {limit} needed")
+    return found
+
+
+HEADER = (
+    "kernel                 H dtype    card | regs stack spill instr hmma mufu bar shfl lds+ldsm "
+    "sts ldg stg | weights   programs"
+)
+
+
+def line(row: Row) -> str:
+    """One line of the table under HEADER."""
+    at, of = row.configuration, row.figures
+    return (
+        f"{at.kernel:19} {at.hidden_size:4} {at.dtype:8} {at.card:4} | {of.registers:4} "
+        f"{of.stack_bytes:5} {of.spills:5} {of.instructions:5} {of.hmma:4} {of.mufu:4} {of.bar:3} "
+        f"{of.shfl:4} {of.lds + of.ldsm:8} {of.sts:3} {of.ldg:3} {of.stg:3} | {row.weights:9} "
+        f"{row.programs:8}"
+    )
+
+
+def run(row: Row) -> dict:
+    """A row as the record has it."""
+    return {
+        **asdict(row.configuration),
+        "tile": row.configuration.tile,
+        **asdict(row.figures),
+        "shared_bytes": row.shared_bytes,
+        "weights": row.weights,
+        "programs": row.programs,
+        "defects": defects(row.figures, row.configuration),
+    }
+
+
+def main(arguments=None):
+    """Compile, print and record; with --check, exits with all defects if there is one."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--cards", type=int, nargs="+", choices=CARDS, default=tuple(CARDS))
+    parser.add_argument("--check", action="store_true", help="fail if there is a defect")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write a record")
+    args = parser.parse_args(arguments)
+    if interpreted():
+        parser.error(INTERPRETER_ON)
+    rows = []
+    print(HEADER)
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as processes:
+        for row in processes.map(measure, configurations(args.cards)):
+            print(line(row), flush=True)
+            rows.append(row)
+    if args.json:
+        write(args.json, new_record("static", "cpu", {"cards": args.cards}, list(map(run, rows))))
+    found = [
+        f"{row.configuration}: {defect}"
+        for row in rows
+        for defect in defects(row.figures, row.configuration)
+    ]
+    if args.check and found:
+        sys.exit("\n".join(found))
+
+
+if __name__ == "__main__":
+    main()

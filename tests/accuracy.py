@@ -1,0 +1,193 @@
+"""The one tolerance policy.
+
+Truth is lstm.reference in float64 on the same, already rounded tensors. An error is RMS over RMS,
+for each tensor. It may be twice the peer's own against the same truth, plus one rounding of the
+dtype, and never above a ceiling, so that a bad peer excuses nothing.
+
+The peer on a GPU is nn.LSTM in the same dtype and precision: cuDNN. On a CPU it is nn.LSTM for
+float16 and bfloat16. For float32, in TF32 class, a CPU has no hardware: there it is the reference
+in float64 with the operands of its products rounded to TF32.
+"""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import nn
+
+from lstm import layer, reference
+from lstm.plan import capability, interpreted, plan
+from lstm.reference import relative_error
+
+# float32 is TF32 class.
+CEILING = {torch.float32: 1.5e-3, torch.float16: 1.5e-3, torch.bfloat16: 1e-2}
+
+# Of fewer numbers the peer's error is luck, and may be zero: there only the ceiling holds.
+FEW = 64
+
+
+@dataclass
+class Case:
+    """What one comparison is fed, all in one dtype on one device.
+
+    layers: as lstm.layer.lstm takes them; upstream: gradients of output, h_n and c_n; None is what
+    the loss does not reach, in h_0 and c_0 what is not given.
+    """
+
+    input: torch.Tensor
+    h_0: torch.Tensor | None
+    c_0: torch.Tensor | None
+    layers: list
+    upstream: dict
+    masks: list | None = None
+
+    def double(self):
+        return replace(
+            self,
+            input=self.input.double(),
+            h_0=_double(self.h_0),
+            c_0=_double(self.c_0),
+            layers=[tuple(map(_double, weights)) for weights in self.layers],
+            upstream={name: _double(x) for name, x in self.upstream.items()},
+            masks=self.masks and list(map(_double, self.masks)),
+        )
+
+
+def _double(x):
+    return x if x is None else x.double()
+
+
+def make_case(
+    T, B, I, H,
+    dtype=torch.float32, device="cpu", num_layers=1, bias=True, hx=True, reach="output h_n c_n",
+):  # fmt: skip
+    """A Case of nn.LSTM's initial weights and normal numbers. reach: where the loss reaches."""
+
+    def normal(*size):
+        return torch.randn(*size).to(device, dtype)
+
+    weights = [x.detach().to(device, dtype) for x in nn.LSTM(I, H, num_layers, bias).parameters()]
+    size = len(weights) // num_layers
+    upstream = {
+        "output": normal(T, B, H), "h_n": normal(num_layers, B, H), "c_n": normal(num_layers, B, H)
+    }  # fmt: skip
+    return Case(
+        input=normal(T, B, I),
+        h_0=normal(num_layers, B, H) if hx else None,
+        c_0=normal(num_layers, B, H) if hx else None,
+        layers=[tuple(weights[at : at + size]) for at in range(0, len(weights), size)],
+        upstream={name: x if name in reach.split() else None for name, x in upstream.items()},
+    )
+
+
+def tile(case, **changes):
+    """The tile the module would take for a case, with changes."""
+    H = case.layers[0][1].shape[1]
+    planned = plan(
+        H, case.input.shape[1], case.input.dtype, capability(case.input.device), interpreted()
+    )
+    return dict(planned.tile) | changes
+
+
+def ours(case, **changes):
+    """Outputs and gradients of lstm.layer.lstm. changes: of the tile."""
+    return _results(
+        lambda *args: layer.lstm(*args, case.masks, tile(case, **changes), "tf32"), case
+    )
+
+
+def truth(case):
+    case = case.double()
+    return _results(lambda *args: reference.lstm(*args, case.masks), case)
+
+
+def peer(case):
+    if case.masks is not None or (case.input.dtype == torch.float32 and not case.input.is_cuda):
+        case = case.double()
+        return _results(lambda *args: reference.lstm(*args, case.masks, _TF32Linear.apply), case)
+
+    (I, H), weights = (case.input.shape[2], case.layers[0][1].shape[1]), case.layers[0]
+    module = nn.LSTM(I, H, len(case.layers), len(weights) > 2).to(case.input)
+    given = [weight for weights in case.layers for weight in weights]
+    with torch.no_grad():
+        for parameter, weight in zip(module.parameters(), given, strict=True):
+            parameter.copy_(weight)
+    # oneDNN has no float16 and bfloat16 LSTM for every CPU. Its own context manager for this warns.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.backends.mkldnn, "enabled", False)
+        return _results(
+            lambda input, h_0, c_0, _: _flat(module(input, None if h_0 is None else (h_0, c_0))),
+            case,
+            list(module.parameters()),
+        )
+
+
+def _flat(returned):
+    output, (h_n, c_n) = returned
+    return output, h_n, c_n
+
+
+def _results(function, case, weights=None):
+    """What function returns for a case, and the gradients of all it is fed, by name."""
+    fed = {"input": case.input, "h_0": case.h_0, "c_0": case.c_0}
+    fed = {name: None if x is None else x.detach().requires_grad_() for name, x in fed.items()}
+    if weights is None:
+        weights = [x.detach().requires_grad_() for weights in case.layers for x in weights]
+    size = len(case.layers[0])
+    layers = [tuple(weights[at : at + size]) for at in range(0, len(weights), size)]
+    returned = dict(zip(case.upstream, function(*fed.values(), layers), strict=True))
+
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    leaves = {name: x for name, x in fed.items() if x is not None}
+    for number, weights in enumerate(layers):
+        leaves |= {f"{name}_l{number}": x for name, x in zip(names, weights, strict=False)}
+    reached = [name for name, grad in case.upstream.items() if grad is not None]
+    grads = torch.autograd.grad(
+        [returned[name] for name in reached],
+        list(leaves.values()),
+        [case.upstream[name] for name in reached],
+    )
+    return returned | {f"grad_{name}": grad for name, grad in zip(leaves, grads, strict=True)}
+
+
+def assert_accurate(actual, expected, standard):
+    """Every tensor of actual is as near to expected as the policy asks. standard: the peer's."""
+    missed = []
+    for name, x in expected.items():
+        dtype = actual[name].dtype
+        bar = 2 * relative_error(standard[name], x) + torch.finfo(dtype).eps
+        bar = CEILING[dtype] if x.numel() < FEW else min(bar, CEILING[dtype])
+        error = relative_error(actual[name], x)
+        if not error <= bar:
+            missed.append(f"{name}: error {error:.1e}, bar {bar:.1e}")
+    assert not missed, "\n".join(missed)
+
+
+def assert_matches(case, **changes):
+    """Outputs and gradients of the kernels follow the policy. changes: of the tile."""
+    assert_accurate(ours(case, **changes), truth(case), peer(case))
+
+
+def to_tf32(x):
+    """x rounded to nearest in TF32's 11 significant bits, hidden one included.
+
+    The hardware itself cuts the other bits off, for about twice the error. Whether cuDNN rounds
+    before that is its secret: to nearest is the bar that holds either way.
+    """
+    mantissa, exponent = torch.frexp(x)
+    return torch.ldexp((mantissa * 2**11).round() / 2**11, exponent)
+
+
+class _TF32Linear(torch.autograd.Function):
+    """F.linear without bias, with operands in TF32: the products of backward too."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return to_tf32(x) @ to_tf32(weight).t()
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = (to_tf32(saved) for saved in ctx.saved_tensors)
+        grad = to_tf32(grad)
+        return grad @ weight, grad.flatten(0, -2).t() @ x.flatten(0, -2)

@@ -1,0 +1,93 @@
+"""What every test runs under: the interpreter where there is no GPU, NaN in unwritten memory."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# torch.use_deterministic_algorithms asks for it on a GPU, before the first product.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+import torch
+
+# Before anything imports triton, which reads it once.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+# Deterministic algorithms fill torch.empty with NaN, so that what a kernel leaves unwritten shows.
+torch.use_deterministic_algorithms(True)
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _round_to_bfloat16():
+    """Has the interpreter round float32 to bfloat16 as a GPU does, to nearest.
+
+    Triton 3.6 to 3.8 cut the other bits off, which doubles the errors of bfloat16.
+    """
+    from triton import language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    cast = InterpreterBuilder.cast_impl
+
+    def rounded(self, src, dst_type):
+        if src.dtype.scalar == tl.float32 and dst_type.scalar == tl.bfloat16:
+            nearest = torch.tensor(src.data).bfloat16().float().numpy()
+            src = TensorHandle(nearest, tl.float32)
+        return cast(self, src, dst_type)
+
+    InterpreterBuilder.cast_impl = rounded
+
+
+if not torch.cuda.is_available():
+    _round_to_bfloat16()
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def device():
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def run_without_interpreter():
+    """Runs Python source in a fresh process that has neither a GPU nor Triton's interpreter."""
+
+    def run(source):
+        env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        done = subprocess.run(
+            [sys.executable, "-c", source],
+            cwd=ROOT,
+            env=env | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """Counts launches of the kernels from here on: {"forward": n, "backward": n}."""
+    from lstm.kernels import backward, forward
+
+    counts = {"forward": 0, "backward": 0}
+
+    def counted(name, launch):
+        def call(*args):
+            counts[name] += 1
+            return launch(*args)
+
+        return call
+
+    monkeypatch.setattr(forward, "lstm_forward", counted("forward", forward.lstm_forward))
+    monkeypatch.setattr(backward, "lstm_backward", counted("backward", backward.lstm_backward))
+    return counts

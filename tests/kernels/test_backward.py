@@ -1,0 +1,107 @@
+"""lstm_backward, the launcher: what it reads and writes, and no more."""
+
+import pytest
+import torch
+
+from lstm.kernels.backward import lstm_backward
+from lstm.kernels.config import tile
+from lstm.kernels.forward import lstm_forward
+from lstm.plan import interpreted
+from tests.kernels.guarded import Guarded, far_pair, run_only_program
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+B, H = 17, 20  # three programs, ragged; padded units
+TILE = tile(H, B, 2, interpreted()) | {"BLOCK_B": 8}
+SIZE = TILE["BLOCK_H"] * 8
+RESULTS = ["grad_gates", "grad_h_0", "grad_c_0"]
+
+
+def arguments(guarded, T=3):
+    """Of lstm_backward, all tensors given, as a dict in its order."""
+    weight_hh = guarded.full(torch.randn(4 * H, H) / 4)
+    gates, cells = guarded.empty(3, T, 4, SIZE), guarded.empty(3, T + 1, SIZE)
+    lstm_forward(
+        guarded.full(torch.randn(T, B, 4, H)), weight_hh,
+        guarded.full(torch.randn(B, H)), guarded.full(torch.randn(B, H)),
+        guarded.empty(T, B, H), guarded.empty(B, H), guarded.empty(B, H), gates, cells, TILE,
+    )  # fmt: skip
+    return {
+        "gates": gates,
+        "cells": cells,
+        "weight_hh_t": guarded.full(weight_hh.t().contiguous()),
+        "grad_output": guarded.full(torch.randn(T, B, H)),
+        "grad_h_n": guarded.full(torch.randn(B, H)),
+        "grad_c_n": guarded.full(torch.randn(B, H)),
+        "grad_gates": guarded.empty(T, B, 4, H),
+        "grad_h_0": guarded.empty(B, H),
+        "grad_c_0": guarded.empty(B, H),
+    }
+
+
+def fresh(guarded, given):
+    return given | {name: guarded.empty(*given[name].shape) for name in RESULTS}
+
+
+# One step and two: what is read ahead ends before it begins.
+@pytest.mark.parametrize("T", [1, 2, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_reads_and_writes_stay_within_the_tensors(T, dtype, device, monkeypatch):
+    guarded = Guarded(device, dtype, monkeypatch)
+    lstm_backward(*arguments(guarded, T).values(), TILE)
+    assert guarded.intact()
+
+
+@pytest.mark.parametrize("name", ["grad_output", "grad_h_n", "grad_c_n"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_upstream_gradient_is_zeros(name, dtype, device, monkeypatch):
+    guarded = Guarded(device, dtype, monkeypatch)
+    zeros = arguments(guarded)
+    zeros[name].zero_()
+    lstm_backward(*zeros.values(), TILE)
+    none = fresh(guarded, zeros) | {name: None}
+    lstm_backward(*none.values(), TILE)
+    for result in RESULTS:
+        assert torch.equal(none[result], zeros[result]), result
+    assert guarded.intact()
+
+
+def test_gradients_of_states_that_nobody_wants(device, monkeypatch):
+    guarded = Guarded(device, torch.float32, monkeypatch)
+    wanted = arguments(guarded)
+    lstm_backward(*wanted.values(), TILE)
+    for unwanted in (["grad_h_0"], ["grad_c_0"], ["grad_h_0", "grad_c_0"]):
+        others = fresh(guarded, wanted) | dict.fromkeys(unwanted)
+        lstm_backward(*others.values(), TILE)
+        for result in set(RESULTS) - set(unwanted):
+            assert torch.equal(others[result], wanted[result]), (unwanted, result)
+
+
+def test_offsets_beyond_32_bits(monkeypatch):
+    """The last tile of a batch of 2^27 + 8: all its rows lie beyond 2^31 numbers.
+
+    It is run alone, and no more of the memory exists.
+    """
+    if not interpreted():
+        pytest.skip("only the interpreter can run one program of a grid alone")
+    H, few, many = 16, 8, 2**27 + 8
+    sizes = {
+        "gates": (1, 2, 4, H * 8),
+        "cells": (1, 3, H * 8),
+        "weight_hh_t": (H, 4, H),
+        "grad_output": (2, few, H),
+        "grad_h_n": (few, H),
+        "grad_c_n": (few, H),
+        "grad_gates": (2, few, 4, H),
+        "grad_h_0": (few, H),
+        "grad_c_0": (few, H),
+    }
+    batches = dict.fromkeys(sizes, (0, 1)) | {
+        "gates": (0, 8), "cells": (0, 8), "weight_hh_t": None,
+        "grad_output": (1, 1), "grad_gates": (1, 1),
+    }  # fmt: skip
+    near, far, last = far_pair(sizes, batches, few, many)
+    lstm_backward(*near.values(), tile(H, few, 2, True))
+    run_only_program(monkeypatch, many // 8 - 1)
+    lstm_backward(*far.values(), tile(H, few, 2, True))
+    for name, x in last.items():
+        assert torch.equal(x, near[name]), name

@@ -1,0 +1,56 @@
+"""Tiles fit their calls, the registers, and each other."""
+
+import inspect
+from itertools import product
+
+import pytest
+
+from lstm.kernels import config
+from lstm.kernels.backward import lstm_backward_kernel
+from lstm.kernels.forward import lstm_forward_kernel
+
+SIZES = list(product(range(1, config.MAX_HIDDEN_SIZE + 1), (2, 4)))  # hidden_size, itemsize
+
+
+@pytest.mark.parametrize("kernel", [lstm_forward_kernel, lstm_backward_kernel])
+def test_a_tile_is_the_kernels_keyword_arguments(kernel):
+    names = list(inspect.signature(kernel.fn).parameters)
+    tile = config.tile(128, 100, 4)
+    assert list(tile) == [*names[names.index("H") + 1 :], "num_warps", "num_stages"]
+
+
+def test_block_h_is_the_next_power_of_two_from_sixteen_on():
+    for hidden_size, itemsize in SIZES:
+        block_h = config.tile(hidden_size, 100, itemsize)["BLOCK_H"]
+        assert block_h in (16, 32, 64, 128)
+        assert block_h == 16 or block_h // 2 < hidden_size
+        assert hidden_size <= block_h
+
+
+def test_vec_keeps_reads_aligned_within_a_row_and_sixteen_bytes():
+    for hidden_size, itemsize in SIZES:
+        tile = config.tile(hidden_size, 100, itemsize)
+        assert hidden_size % tile["VEC"] == 0
+        assert tile["VEC"] * itemsize <= 16
+        # operand_indices: four lanes of VEC each
+        assert tile["BLOCK_H"] % (4 * max(tile["VEC"], 2)) == 0
+    assert config.tile(128, 100, 2)["VEC"] == 8
+    assert config.tile(128, 100, 4)["VEC"] == 4
+
+
+def test_sixteen_units_a_warp():
+    for hidden_size, itemsize in SIZES:
+        tile = config.tile(hidden_size, 100, itemsize)
+        assert tile["num_warps"] * 16 == tile["BLOCK_H"]
+
+
+@pytest.mark.parametrize("batch", [1, 8, 9, 100, 1025])
+def test_a_gpus_tile_is_eight_sequences_for_any_batch(batch):
+    assert config.tile(128, batch, 2)["BLOCK_B"] == 8
+
+
+@pytest.mark.parametrize(
+    ("batch", "block_b"), [(1, 8), (8, 8), (9, 16), (100, 128), (1024, 1024), (1025, 1024)]
+)
+def test_the_interpreters_tile_takes_the_batch(batch, block_b):
+    assert config.tile(128, batch, 2, interpreted=True)["BLOCK_B"] == block_b

@@ -1,0 +1,105 @@
+"""lstm_forward, the launcher: what it reads and writes, and no more."""
+
+import pytest
+import torch
+
+from lstm.kernels.config import tile
+from lstm.kernels.forward import lstm_forward
+from lstm.plan import interpreted
+from tests.kernels.guarded import Guarded, far_pair, run_only_program
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+B, H = 17, 20  # three programs, ragged; padded units
+TILE = tile(H, B, 2, interpreted()) | {"BLOCK_B": 8}
+SIZE = TILE["BLOCK_H"] * 8
+
+
+def arguments(guarded, T=3):
+    """Of lstm_forward, all tensors given, as a dict in its order."""
+    return {
+        "gates_ih": guarded.full(torch.randn(T, B, 4, H)),
+        "weight_hh": guarded.full(torch.randn(4, H, H) / 4),
+        "h_0": guarded.full(torch.randn(B, H)),
+        "c_0": guarded.full(torch.randn(B, H)),
+        "output": guarded.empty(T, B, H),
+        "h_n": guarded.empty(B, H),
+        "c_n": guarded.empty(B, H),
+        "gates": guarded.empty(3, T, 4, SIZE),
+        "cells": guarded.empty(3, T + 1, SIZE),
+    }
+
+
+# One step and two: what is read ahead ends before it begins.
+@pytest.mark.parametrize("T", [1, 2, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_reads_and_writes_stay_within_the_tensors(T, dtype, device, monkeypatch):
+    guarded = Guarded(device, dtype, monkeypatch)
+    lstm_forward(*arguments(guarded, T).values(), TILE)
+    assert guarded.intact()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_last_states_are_the_last_step(dtype, device, monkeypatch):
+    given = arguments(Guarded(device, dtype, monkeypatch))
+    lstm_forward(*given.values(), TILE)
+    assert torch.equal(given["h_n"], given["output"][-1])
+    # cells, c_0 to c_T, in private order: the same numbers and those of the padding
+    assert torch.isin(given["c_0"], given["cells"][:, 0]).all()
+    assert torch.isin(given["c_n"], given["cells"][:, -1]).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_state_is_zeros(dtype, device, monkeypatch):
+    guarded = Guarded(device, dtype, monkeypatch)
+    zeros = arguments(guarded)
+    zeros["h_0"].zero_()
+    zeros["c_0"].zero_()
+    lstm_forward(*zeros.values(), TILE)
+    for name in ("h_0", "c_0"):
+        others = zeros | {name: None}
+        others |= {name: guarded.empty(*zeros[name].shape) for name in ("output", "h_n", "c_n")}
+        lstm_forward(*others.values(), TILE)
+        for result in ("output", "h_n", "c_n"):
+            assert torch.equal(others[result], zeros[result]), (name, result)
+
+
+def test_saving_changes_no_result(device, monkeypatch):
+    guarded = Guarded(device, torch.float32, monkeypatch)
+    saved = arguments(guarded)
+    lstm_forward(*saved.values(), TILE)
+    others = saved | {"gates": None, "cells": None}
+    others |= {name: guarded.empty(*saved[name].shape) for name in ("output", "h_n", "c_n")}
+    lstm_forward(*others.values(), TILE)
+    for result in ("output", "h_n", "c_n"):
+        assert torch.equal(others[result], saved[result]), result
+    assert guarded.intact()
+
+
+def test_offsets_beyond_32_bits(monkeypatch):
+    """The last tile of a batch of 2^27 + 8: all its rows lie beyond 2^31 numbers.
+
+    It is run alone, and no more of the memory exists.
+    """
+    if not interpreted():
+        pytest.skip("only the interpreter can run one program of a grid alone")
+    H, few, many = 16, 8, 2**27 + 8
+    sizes = {
+        "gates_ih": (2, few, 4, H),
+        "weight_hh": (4, H, H),
+        "h_0": (few, H),
+        "c_0": (few, H),
+        "output": (2, few, H),
+        "h_n": (few, H),
+        "c_n": (few, H),
+        "gates": (1, 2, 4, H * 8),
+        "cells": (1, 3, H * 8),
+    }
+    batches = dict.fromkeys(sizes, (0, 1)) | {
+        "gates_ih": (1, 1), "weight_hh": None, "output": (1, 1), "gates": (0, 8), "cells": (0, 8)
+    }  # fmt: skip
+    near, far, last = far_pair(sizes, batches, few, many)
+    lstm_forward(*near.values(), tile(H, few, 2, True))
+    run_only_program(monkeypatch, many // 8 - 1)
+    lstm_forward(*far.values(), tile(H, few, 2, True))
+    for name, x in last.items():
+        assert torch.equal(x, near[name]), name

@@ -1,0 +1,167 @@
+"""What the compiler makes of the kernels, for cards that need not be there.
+
+bench/static_report.py says what a good time loop has; here all it compiles must be one. It runs in
+a child, since under TRITON_INTERPRET nothing can be compiled.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from bench.sass import LoopFigures
+from bench.static_report import (
+    CARDS,
+    ITEMSIZE,
+    KERNELS,
+    MAIN_SIZES,
+    Configuration,
+    Row,
+    configurations,
+    defects,
+    limits,
+)
+from lstm.kernels import config
+
+ROOT = Path(__file__).parents[2]
+BFLOAT16 = Configuration("forward", 128, "bfloat16", 90)
+
+
+def static_report(*arguments, **env):
+    """python -m bench.static_report, finished."""
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | env
+    command = [sys.executable, "-m", "bench.static_report", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """What static_report records, all cards at once: a child takes seconds to start."""
+    path = tmp_path_factory.mktemp("static") / "static.json"
+    done = static_report("--json", str(path))
+    assert done.returncode == 0, done.stderr
+    return json.loads(path.read_text())["runs"]
+
+
+def configuration(run):
+    return Configuration(run["kernel"], run["hidden_size"], run["dtype"], run["card"])
+
+
+def figures(configuration, **counts):
+    """Figures of a time loop at all its limits, but for `counts`."""
+    limit = limits(configuration)
+    at_limits = dict.fromkeys(LoopFigures.__dataclass_fields__, 0) | {
+        "registers": 255,
+        "num_warps": configuration.tile["num_warps"],
+        "bar": limit["bar"],
+        "lds": limit["lds + ldsm"],
+        "ldg": limit["ldg"],
+        "shfl": limit["shfl"],
+    }
+    return LoopFigures(**(at_limits | counts))
+
+
+def test_every_kind_of_tile_is_compiled_and_the_main_sizes_for_every_card():
+    def kind(kernel, size, dtype):
+        tile = config.tile(size, 1, ITEMSIZE[dtype])
+        return kernel, dtype, tile["BLOCK_H"], tile["VEC"]
+
+    wanted = {
+        kind(kernel, size, dtype)
+        for kernel in KERNELS
+        for size in range(1, config.MAX_HIDDEN_SIZE + 1)
+        for dtype in ITEMSIZE
+    }
+    compiled = configurations()
+    assert {kind(c.kernel, c.hidden_size, c.dtype) for c in compiled} == wanted
+    assert max(Counter(compiled).values()) == 1
+    for card in CARDS:
+        main = {(c.kernel, c.hidden_size, c.dtype) for c in configurations([card])}
+        assert main >= {(k, size, d) for k in KERNELS for size in MAIN_SIZES for d in ITEMSIZE}
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_the_time_loops_have_no_defect(runs, card):
+    runs = [run for run in runs if run["card"] == card]
+    assert [configuration(run) for run in runs] == configurations([card])
+    found = {str(configuration(run)): run["defects"] for run in runs if run["defects"]}
+    assert not found
+    assert {run["weights"] for run in runs} == {"registers"}
+
+
+@pytest.mark.parametrize(("kernel", "instructions"), [("forward", 210), ("backward", 280)])
+def test_bfloat16_at_128_units_on_sm_90_keeps_its_figures(runs, kernel, instructions):
+    wanted = Configuration(kernel, 128, "bfloat16", 90)
+    (run,) = [run for run in runs if configuration(run) == wanted]
+    assert run["tile"]["BLOCK_B"] == 8
+    assert run["instructions"] <= instructions
+    assert (run["bar"], run["shfl"], run["spills"], run["stack_bytes"]) == (2, 0, 0, 0)
+    # All of W_hh against eight sequences: blocks of 16 rows, 8 sequences and 16 of K.
+    assert run["hmma"] == 4 * (128 // 16) * (8 // 8)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "hidden_size", "dtype", "card"),
+    [(k, size, d, card) for k in KERNELS for size in (1, 37, 128) for d, card in [
+        ("float32", 80), ("bfloat16", 90),
+    ]],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["spills", "hgmma", "utchmma", "bar", "ldsm", "ldg", "shfl"])
+def test_one_more_than_needed_is_a_defect(kernel, hidden_size, dtype, card, name):
+    at = Configuration(kernel, hidden_size, dtype, card)
+    good = figures(at)
+    assert defects(good, at) == []
+    (defect,) = defects(figures(at, **{name: getattr(good, name) + 1}), at)
+    assert name in defect
+
+
+@pytest.mark.parametrize("size", [1, 20, 37, 64, 128])
+@pytest.mark.parametrize("dtype", ITEMSIZE)
+@pytest.mark.parametrize("card", CARDS)
+def test_weights_read_again_in_every_step_are_a_defect(size, dtype, card):
+    at = Configuration("forward", size, dtype, card)
+    block_h = at.tile["BLOCK_H"]
+    exchange = max(1, block_h * 8 // 64 // (4 if card >= 90 else 1))
+    # A quarter of them, four registers at once: how the operands would leave shared memory.
+    loop = figures(at, lds=exchange, ldsm=max(1, block_h // 16))
+    assert any("lds + ldsm" in defect for defect in defects(loop, at))
+    assert Row(at, loop, 0).weights == "shared"
+
+
+@pytest.mark.parametrize(
+    ("counts", "weights"),
+    [
+        ({}, "registers"),
+        ({"hgmma": 4}, "shared"),
+        ({"ldg": 40}, "global"),
+        ({"spills": 1}, "local"),
+    ],
+)
+def test_where_the_weights_live(counts, weights):
+    assert Row(BFLOAT16, figures(BFLOAT16, **counts), 0).weights == weights
+
+
+@pytest.mark.parametrize(
+    ("registers", "num_warps", "shared_bytes", "card", "programs"),
+    [
+        pytest.param(222, 8, 2048, 90, 1, id="registers"),
+        pytest.param(128, 4, 1024, 90, 4, id="registers of a warp in units of 256"),
+        pytest.param(64, 1, 0, 86, 16, id="programs"),
+        pytest.param(32, 8, 0, 80, 8, id="threads"),
+        pytest.param(32, 4, 49 * 1024, 120, 2, id="shared memory"),
+    ],
+)
+def test_programs_of_a_multiprocessor(registers, num_warps, shared_bytes, card, programs):
+    at = Configuration("forward", 16 * num_warps, "float16", card)
+    loop = figures(at, registers=registers, num_warps=num_warps)
+    assert Row(at, loop, shared_bytes).programs == programs
+
+
+def test_the_interpreter_is_refused():
+    done = static_report("--check", TRITON_INTERPRET="1")
+    assert done.returncode != 0
+    assert "TRITON_INTERPRET" in done.stderr

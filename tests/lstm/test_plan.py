@@ -1,0 +1,100 @@
+"""Which path a call takes on each card, and why."""
+
+from itertools import product
+
+import pytest
+import torch
+
+from lstm.plan import DTYPES, interpreted, plan
+
+CARDS = {
+    "A100": (8, 0),
+    "RTX_3090": (8, 6),
+    "L4": (8, 9),
+    "H100": (9, 0),
+    "B200": (10, 0),
+    "RTX_5090": (12, 0),
+}
+
+
+@pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_card_from_ampere_on_runs_the_kernels(card, dtype):
+    row_mnist = plan(128, 100, dtype, card)
+    assert (row_mnist.path, row_mnist.programs) == ("fused", 13)
+    assert row_mnist.operands == (torch.float16 if dtype == torch.float32 else dtype)
+    assert f"compute capability {card[0]}.{card[1]}" in row_mnist.reason
+    assert plan(1, 1, dtype, card).path == "fused"
+
+
+# Reason, and what differs from a call that the H100 runs
+NOT_ON_THE_KERNELS = {
+    "no NVIDIA GPU": dict(card=None),
+    "compute capability 7.0 is below 8.0": dict(card=(7, 0)),
+    "compute capability 7.5 is below 8.0": dict(card=(7, 5)),
+    "bidirectional": dict(bidirectional=True),
+    "proj_size": dict(proj_size=1),
+    "PackedSequence": dict(packed=True),
+    "hidden_size above 128": dict(hidden_size=129),
+    "torch.float64": dict(dtype=torch.float64),
+    "torch.int64": dict(dtype=torch.int64),
+    "TF32 switched off": dict(precision="ieee"),
+    "the batch is empty": dict(batch=0),
+}
+CALL = dict(hidden_size=128, batch=100, dtype=torch.float32, card=(9, 0))
+
+
+@pytest.mark.parametrize(("reason", "change"), NOT_ON_THE_KERNELS.items(), ids=NOT_ON_THE_KERNELS)
+def test_the_reason_names_what_is_not_on_the_kernels(reason, change):
+    assert plan(**CALL).path == "fused"
+    other = plan(**(CALL | change))
+    assert other.path == "torch"
+    assert reason in other.reason
+    assert str(other) == f"torch.nn.LSTM: {other.reason}"
+    assert (other.tile, other.programs, other.operands) == ((), 0, None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_float32_switch_is_of_float32_alone(dtype):
+    assert plan(**(CALL | dict(dtype=dtype, precision="ieee"))).path == "fused"
+
+
+def test_the_interpreter_needs_no_card_and_takes_one_tile():
+    interpreted = plan(128, 100, torch.float32, None, interpret=True)
+    assert (interpreted.path, interpreted.programs) == ("fused", 1)
+    assert "interpreter" in interpreted.reason
+
+
+def test_a_plan_prints_path_programs_warps_tile_and_dtypes():
+    text = str(plan(100, 17, torch.bfloat16, (8, 0)))
+    assert text.startswith("fused kernels: compute capability 8.0\n")
+    assert "3 programs of 8 warps, each of 8 sequences by 128 units" in text
+    assert "products in torch.bfloat16, sums in torch.float32" in text
+
+
+def test_plans_are_kept():
+    assert plan(**CALL) is plan(**CALL)
+    assert plan(**CALL) == plan(**(CALL | dict(batch=99)))  # as many programs
+    assert hash(plan(**CALL)) == hash(plan(**(CALL | dict(batch=99))))
+
+
+def test_every_tile_covers_its_call():
+    sizes = product(range(1, 129), (1, 8, 17, 1000, 2000), DTYPES, (False, True))
+    for hidden_size, batch, dtype, interpret in sizes:
+        p = plan(hidden_size, batch, dtype, (8, 0), interpret)
+        tile = dict(p.tile)
+        assert tile["BLOCK_H"] >= hidden_size
+        assert (p.programs - 1) * tile["BLOCK_B"] < batch <= p.programs * tile["BLOCK_B"]
+
+
+@pytest.mark.parametrize("value", ["1", "true", "True", "on", "yes"])
+def test_the_interpreters_switch_is_read_as_triton_reads_it(value, monkeypatch):
+    import triton
+
+    interpreted.cache_clear()
+    monkeypatch.setenv("TRITON_INTERPRET", value)
+    assert interpreted() and triton.knobs.runtime.interpret
+    interpreted.cache_clear()
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert not interpreted() and not triton.knobs.runtime.interpret
+    interpreted.cache_clear()

@@ -1,0 +1,41 @@
+"""Who may import whom: kernels know Triton alone, lstm never sees it, bench sees both as a user."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# bench's two readers of machine code compile the kernels themselves.
+STATIC = {"sass.py", "static_report.py"}
+MAY_IMPORT = {
+    "kernels": {"triton", "kernels"},
+    "lstm": {"torch", "lstm", "kernels"},
+    "bench": {"torch", "torchvision", "numpy", "matplotlib", "tqdm", "pytest", "lstm", "bench"},
+}
+FILES = [path for folder in MAY_IMPORT for path in sorted((ROOT / folder).glob("*.py"))]
+
+
+def imported(path):
+    """The packages a file imports. A relative import is of its own; lstm.kernels is kernels."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            own = path.parent.name + "." if node.level else ""
+            names = [own + (node.module or "")]
+        else:
+            continue
+        for name in names:
+            top = name.split(".")
+            yield "kernels" if top[:2] == ["lstm", "kernels"] else top[0]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_imports_stay_within_the_layers(path):
+    allowed = MAY_IMPORT[path.parent.name] | sys.stdlib_module_names
+    if path.name in STATIC and path.parent.name == "bench":
+        allowed |= {"triton", "kernels"}
+    assert set(imported(path)) <= allowed
