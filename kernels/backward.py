@@ -78,7 +78,7 @@ def lstm_backward_kernel(
     w, inverse = load_weights(weights, (row_unit < H) & (unit < H), 1.0, DOT)
     w_if, w_go = to_operands(pin(w), BLOCK_H, VEC, 2)
 
-    unit, sequence = tile_indices(BLOCK_H, BLOCK_B)
+    unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H)
     mask = (tile * BLOCK_B + sequence < B) & (unit < H)
     offs_h = sequence * H + unit
     offs_z = sequence * (4 * H) + unit
@@ -143,15 +143,15 @@ def lstm_backward_kernel(
             grad_output_ptr -= step
             grad = tl.load(grad_output_ptr + offs_h, mask=mask & (s + 2 < T), other=0.0)
 
-        tl.store(grad_gates_ptr + offs_z, from_tile(di, dtype), mask=mask)
-        tl.store(grad_gates_ptr + H + offs_z, from_tile(df, dtype), mask=mask)
-        tl.store(grad_gates_ptr + 2 * H + offs_z, from_tile(dg, dtype), mask=mask)
-        tl.store(grad_gates_ptr + 3 * H + offs_z, from_tile(do, dtype), mask=mask)
+        tl.store(grad_gates_ptr + offs_z, from_tile(di, dtype, mask), mask=mask)
+        tl.store(grad_gates_ptr + H + offs_z, from_tile(df, dtype, mask), mask=mask)
+        tl.store(grad_gates_ptr + 2 * H + offs_z, from_tile(dg, dtype, mask), mask=mask)
+        tl.store(grad_gates_ptr + 3 * H + offs_z, from_tile(do, dtype, mask), mask=mask)
         grad_gates_ptr -= 4 * step
     if grad_h_0_ptr is not None:
-        tl.store(grad_h_0_ptr + row * H + offs_h, from_tile(dh, dtype), mask=mask)
+        tl.store(grad_h_0_ptr + row * H + offs_h, from_tile(dh, dtype, mask), mask=mask)
     if grad_c_0_ptr is not None:
-        tl.store(grad_c_0_ptr + row * H + offs_h, from_tile(dc, dtype), mask=mask)
+        tl.store(grad_c_0_ptr + row * H + offs_h, from_tile(dc, dtype, mask), mask=mask)
 
 
 def lstm_backward(

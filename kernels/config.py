@@ -29,4 +29,7 @@ def tile(hidden_size, batch, itemsize, interpreted=False):
         # Pipelining would move loads across the steps' barriers and double their buffers; the
         # kernels prefetch.
         "num_stages": 1,
+        # Left to itself ptxas aims at more programs a multiprocessor, and may spill for it (H=24 on
+        # sm_89). The latency of one program is what counts.
+        "maxnreg": 255,
     }

@@ -66,7 +66,7 @@ def only(x, mask):
     """A tile where mask, in memory order, holds, else zero."""
     BLOCK_H: tl.constexpr = x.shape[0]
     BLOCK_B: tl.constexpr = x.shape[1]
-    return to_tile(tl.where(mask, from_tile(x, tl.float32), 0.0), BLOCK_H, BLOCK_B)
+    return to_tile(tl.where(mask, from_tile(x, tl.float32, mask), 0.0), BLOCK_H, BLOCK_B)
 
 
 @inline
@@ -83,7 +83,7 @@ def finish_step(
         z_f = 0.5 * z_f
         z_o = 0.5 * z_o
     i, f, g, o, h, c = cell_forward(z_i + d_i, z_f + d_f, z_g + d_g, z_o + d_o, c, FAST)
-    tl.store(output_ptr + offs_h, from_tile(h, dtype), mask=mask)
+    tl.store(output_ptr + offs_h, from_tile(h, dtype, mask), mask=mask)
     if gates_ptr is not None:
         offs = tl.arange(0, SIZE)
         tl.store(gates_ptr + offs, pack(i, dtype))
@@ -131,7 +131,7 @@ def lstm_forward_kernel(
     w, inverse = load_weights(weights, (unit < H) & (k < H), halved, DOT)
     w_0, w_1, w_2, w_3 = to_operands(pin(w), BLOCK_H, VEC, 1)
 
-    unit, sequence = tile_indices(BLOCK_H, BLOCK_B)
+    unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H)
     mask = (tile * BLOCK_B + sequence < B) & (unit < H)
     offs_h = sequence * H + unit
     offs_z = sequence * (4 * H) + unit
@@ -190,8 +190,8 @@ def lstm_forward_kernel(
         if gates_ptr is not None:
             gates_ptr += 4 * SIZE
             cells_ptr += SIZE
-    tl.store(h_n_ptr + row * H + offs_h, from_tile(h, dtype), mask=mask)
-    tl.store(c_n_ptr + row * H + offs_h, from_tile(c, dtype), mask=mask)
+    tl.store(h_n_ptr + row * H + offs_h, from_tile(h, dtype, mask), mask=mask)
+    tl.store(c_n_ptr + row * H + offs_h, from_tile(c, dtype, mask), mask=mask)
 
 
 def lstm_forward(gates_ih, weight_hh, h_0, c_0, output, h_n, c_n, gates, cells, tile):

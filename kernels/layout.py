@@ -48,27 +48,45 @@ inline = (lambda function: function) if triton.knobs.runtime.interpret else trit
 
 
 @inline
-def tile_indices(BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
-    """Unit and sequence of a tile in memory order: (BLOCK_B / 4, 4 BLOCK_H), j p by w r c q."""
-    column = tl.arange(0, 4 * BLOCK_H)[None, :]
-    row = tl.arange(0, BLOCK_B // 4)[:, None]
-    return column // 8 * 2 + column % 2, row // 2 * 8 + column // 2 % 4 * 2 + row % 2
+def tile_indices(BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, H: tl.constexpr):
+    """Unit and sequence of a tile in memory order: (BLOCK_B / 4, 4 BLOCK_H), j p by w r c q.
+
+    Rows of an odd H are aligned to one number, so that no two can be moved at once: then
+    (1, BLOCK_B BLOCK_H), q j p w r c.
+    """
+    if H % 2 == 0:
+        column = tl.arange(0, 4 * BLOCK_H)[None, :]
+        row = tl.arange(0, BLOCK_B // 4)[:, None]
+        return column // 8 * 2 + column % 2, row // 2 * 8 + column // 2 % 4 * 2 + row % 2
+    else:
+        i = tl.arange(0, BLOCK_B * BLOCK_H)[None, :]
+        jp = i // (2 * BLOCK_H) % (BLOCK_B // 4)
+        q = i // (BLOCK_B // 2 * BLOCK_H)
+        return i // 4 % (BLOCK_H // 2) * 2 + q, jp // 2 * 8 + i % 4 * 2 + jp % 2
 
 
 @inline
 def to_tile(x, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
     """Memory order to a float32 tile."""
-    x = tl.reshape(x, (BLOCK_B // 8, 2, BLOCK_H // 2, 4, 2))  # j p wr c q
-    return tl.reshape(tl.permute(x, (2, 4, 0, 3, 1)), (BLOCK_H, BLOCK_B)).to(tl.float32)
+    if x.shape[0] == 1:
+        x = tl.reshape(x, (2, BLOCK_B // 8, 2, BLOCK_H // 2, 4))  # q j p wr c
+        x = tl.permute(x, (3, 0, 1, 4, 2))
+    else:
+        x = tl.reshape(x, (BLOCK_B // 8, 2, BLOCK_H // 2, 4, 2))  # j p wr c q
+        x = tl.permute(x, (2, 4, 0, 3, 1))
+    return tl.reshape(x, (BLOCK_H, BLOCK_B)).to(tl.float32)
 
 
 @inline
-def from_tile(x, dtype: tl.constexpr):
-    """A tile to memory order, in dtype."""
+def from_tile(x, dtype: tl.constexpr, mask):
+    """A tile to memory order, which is that of mask, in dtype."""
     BLOCK_H: tl.constexpr = x.shape[0]
     BLOCK_B: tl.constexpr = x.shape[1]
     x = tl.reshape(x.to(dtype), (BLOCK_H // 2, 2, BLOCK_B // 8, 4, 2))  # wr q j c p
-    return tl.reshape(tl.permute(x, (2, 4, 0, 3, 1)), (BLOCK_B // 4, 4 * BLOCK_H))
+    if mask.shape[0] > 1:
+        return tl.reshape(tl.permute(x, (2, 4, 0, 3, 1)), (BLOCK_B // 4, 4 * BLOCK_H))
+    else:
+        return tl.reshape(tl.permute(x, (1, 2, 4, 0, 3)), (1, BLOCK_B * BLOCK_H))
 
 
 @inline

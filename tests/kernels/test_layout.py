@@ -29,27 +29,30 @@ OPERANDS = [
 
 
 @triton.jit
-def indices_kernel(unit_ptr, sequence_ptr, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
-    unit, sequence = tile_indices(BLOCK_H, BLOCK_B)
-    offs = tl.arange(0, BLOCK_B // 4)[:, None] * (4 * BLOCK_H) + tl.arange(0, 4 * BLOCK_H)[None, :]
-    tl.store(unit_ptr + offs, tl.broadcast_to(unit, (BLOCK_B // 4, 4 * BLOCK_H)))
-    tl.store(sequence_ptr + offs, tl.broadcast_to(sequence, (BLOCK_B // 4, 4 * BLOCK_H)))
+def indices_kernel(
+    unit_ptr, sequence_ptr, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, H: tl.constexpr
+):
+    unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H)
+    shape: tl.constexpr = (unit + sequence).shape
+    offs = tl.arange(0, shape[0])[:, None] * shape[1] + tl.arange(0, shape[1])[None, :]
+    tl.store(unit_ptr + offs, tl.broadcast_to(unit, shape))
+    tl.store(sequence_ptr + offs, tl.broadcast_to(sequence, shape))
 
 
 @triton.jit
 def tile_kernel(
     x_ptr, tile_ptr, packed_ptr, unpacked_ptr, y_ptr,
-    BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, H: tl.constexpr,
 ):  # fmt: skip
-    """x (BLOCK_B, BLOCK_H) through a tile to y, and to private order and back."""
+    """x (BLOCK_B, BLOCK_H) through a tile to y, and to private order and back. H: odd or even."""
     dtype: tl.constexpr = x_ptr.dtype.element_ty
-    unit, sequence = tile_indices(BLOCK_H, BLOCK_B)
+    unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H)
     x = to_tile(tl.load(x_ptr + sequence * BLOCK_H + unit), BLOCK_H, BLOCK_B)
     offs = tl.arange(0, BLOCK_H)[:, None] * BLOCK_B + tl.arange(0, BLOCK_B)[None, :]
     tl.store(tile_ptr + offs, x)
     tl.store(packed_ptr + tl.arange(0, BLOCK_H * BLOCK_B), pack(x, dtype))
     tl.store(unpacked_ptr + offs, unpack(pack(x, dtype), BLOCK_H, BLOCK_B))
-    tl.store(y_ptr + sequence * BLOCK_H + unit, from_tile(x, dtype))
+    tl.store(y_ptr + sequence * BLOCK_H + unit, from_tile(x, dtype, unit + sequence))
 
 
 @triton.jit
@@ -107,26 +110,31 @@ def backward_product_kernel(
     tl.store(out_ptr + offs, dh_if + dh_go)
 
 
+@pytest.mark.parametrize("odd", [0, 1])
 @pytest.mark.parametrize(("BLOCK_H", "BLOCK_B"), TILES)
-def test_tile_indices_name_every_cell_once(BLOCK_H, BLOCK_B, device):
-    unit = torch.zeros(BLOCK_B // 4, 4 * BLOCK_H, dtype=torch.int32, device=device)
+def test_tile_indices_name_every_cell_once(BLOCK_H, BLOCK_B, odd, device):
+    unit = torch.zeros(BLOCK_B * BLOCK_H, dtype=torch.int32, device=device)
     sequence = torch.zeros_like(unit)
-    indices_kernel[(1,)](unit, sequence, BLOCK_H, BLOCK_B, num_warps=BLOCK_H // 16)
+    indices_kernel[(1,)](unit, sequence, BLOCK_H, BLOCK_B, BLOCK_H - odd, num_warps=BLOCK_H // 16)
     assert unit.max() < BLOCK_H and sequence.max() < BLOCK_B
     cells = (sequence * BLOCK_H + unit).flatten().sort().values
     assert torch.equal(cells.cpu(), torch.arange(BLOCK_H * BLOCK_B, dtype=torch.int32))
-    # Neighbours in memory order are pairs of units of one sequence, so of memory itself.
-    pairs = unit.view(-1, 2)
-    assert torch.equal(pairs[:, 1], pairs[:, 0] + 1)
+    if not odd:
+        # Neighbours in memory order are pairs of units of one sequence, so of memory itself.
+        pairs = unit.view(-1, 2)
+        assert torch.equal(pairs[:, 1], pairs[:, 0] + 1)
 
 
 @pytest.mark.parametrize(("BLOCK_H", "BLOCK_B"), TILES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_tiles_go_to_memory_and_private_order_and_back(BLOCK_H, BLOCK_B, dtype, device):
+@pytest.mark.parametrize("odd", [0, 1])
+def test_tiles_go_to_memory_and_private_order_and_back(BLOCK_H, BLOCK_B, dtype, odd, device):
     x = torch.randn(BLOCK_B, BLOCK_H, device=device).to(dtype)
     tile, unpacked = torch.empty(2, BLOCK_H, BLOCK_B, device=device)
     packed, y = torch.empty(BLOCK_H * BLOCK_B, device=device, dtype=dtype), torch.empty_like(x)
-    tile_kernel[(1,)](x, tile, packed, unpacked, y, BLOCK_H, BLOCK_B, num_warps=BLOCK_H // 16)
+    tile_kernel[(1,)](
+        x, tile, packed, unpacked, y, BLOCK_H, BLOCK_B, BLOCK_H - odd, num_warps=BLOCK_H // 16
+    )
     assert torch.equal(tile, x.t().float())
     assert torch.equal(unpacked, tile)
     assert torch.equal(y, x)
@@ -143,7 +151,7 @@ def test_private_order_is_runs_of_one_thread_after_another(BLOCK_H, BLOCK_B, dty
         x = units * torch.arange(BLOCK_H) + sequences * torch.arange(BLOCK_B)[:, None]
         x = x.to(device, dtype)
         tile_kernel[(1,)](
-            x, other[0], packed[row], other[1], x.clone(), BLOCK_H, BLOCK_B,
+            x, other[0], packed[row], other[1], x.clone(), BLOCK_H, BLOCK_B, BLOCK_H,
             num_warps=BLOCK_H // 16,
         )  # fmt: skip
     unit, sequence = packed.int().view(2, -1, run)
