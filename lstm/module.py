@@ -112,7 +112,15 @@ class LSTM(RNNBase):
         """Whether shapes, dtypes and devices are as the kernels take them."""
         if input.dim() not in (2, 3) or input.shape[-1] != self.input_size or input.numel() == 0:
             return False
-        tensors = [input, *self._weights()]
+        weights = self._weights()
+        # A replaced parameter may have any shape, and the kernels would read past its end.
+        rows = 4 * self.hidden_size
+        for at, weight in enumerate(weights):
+            layer, kind = divmod(at, len(weights) // self.num_layers)
+            columns = self.input_size if layer == kind == 0 else self.hidden_size
+            if weight.shape != ((rows, columns) if kind < 2 else (rows,)):
+                return False
+        tensors = [input, *weights]
         if hx is not None:
             if not (isinstance(hx, (tuple, list)) and len(hx) == 2):
                 return False
