@@ -768,6 +768,6 @@ def test_the_notebooks_model_trains_as_with_nn_lstm(device, launches):
 
 @pytest.mark.parametrize("shape", [(4, 6), (24, 5)])
 def test_a_replaced_weight_of_another_shape_never_reaches_the_kernels(shape, device):
-    module = lstm.LSTM(5, 6, device=device)
+    module = LSTM(5, 6, device=device)
     module.weight_hh_l0 = torch.nn.Parameter(torch.ones(shape, device=device))
     assert module.explain(torch.randn(3, 2, 5, device=device)).path == "torch"
