@@ -200,8 +200,8 @@ def parse(arguments):
     add("--device", help="default: cuda if there is a GPU, else cpu")
     add("--train-images", type=int, metavar="N", help="train on the first N of 60000")
     add("--data-root", metavar="DIR", help="a torchvision root instead of bench/data")
-    add("--json", metavar="FILE", help="write a record of the run")
-    add("--plot", metavar="FILE", help="draw loss against step, as .svg, .png or .pdf")
+    add("--json", type=record.writable, metavar="FILE", help="write a record of the run")
+    add("--plot", type=figure, metavar="FILE", help="draw loss against step: .svg, .png or .pdf")
     add("--no-cuda-graph", action="store_true", help="launch each kernel of a step by itself")
     args = parser.parse_args(arguments)
 
@@ -222,6 +222,14 @@ def parse(arguments):
     if args.train_images // args.batch_size * args.epochs < 2:
         parser.error("one step cannot show a falling loss: raise --train-images or --epochs")
     return args
+
+
+def figure(text):
+    """An argument that names a figure to write later."""
+    path = record.writable(text)
+    if path.suffix not in (".svg", ".png", ".pdf"):
+        raise argparse.ArgumentTypeError(f"{text} is no .svg, .png or .pdf")
+    return path
 
 
 def case(args):
@@ -281,10 +289,13 @@ def main(arguments=None):
     runs = [result(impl, trainings[impl], accuracies[impl]) for impl in args.impls]
     report(runs, args.interpreter)
     made = record.new_record("train_mnist", args.device, case(args), runs)
-    if args.json:
-        record.write(args.json, made)
-    if args.plot:
-        draw_losses(args.plot, made)
+    try:
+        if args.json:
+            record.write(args.json, made)
+        if args.plot:
+            draw_losses(args.plot, made)
+    except OSError as error:
+        sys.exit(f"train_mnist: {error}")
     failures = [f"{run['impl']}: {run['failed']}" for run in runs if "failed" in run]
     if failures:
         sys.exit(f"train_mnist: {'; '.join(failures)}")

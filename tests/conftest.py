@@ -12,14 +12,23 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
 
-# Before anything imports triton, which reads it once.
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
-
-# Deterministic algorithms fill torch.empty with NaN, so that what a kernel leaves unwritten shows.
-torch.use_deterministic_algorithms(True)
-
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_ignore_collect(config):
+    """A run of the benchmarks has none of the tests."""
+    return True if config.getoption("benchmark_only", False) else None
+
+
+def pytest_configure(config):
+    if config.getoption("benchmark_only", False):
+        return
+    # Before anything imports triton, which reads it once.
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
+        _round_to_bfloat16()
+    # It fills torch.empty with NaN, so that what a kernel leaves unwritten shows.
+    torch.use_deterministic_algorithms(True)
 
 
 def _round_to_bfloat16():
@@ -39,10 +48,6 @@ def _round_to_bfloat16():
         return cast(self, src, dst_type)
 
     InterpreterBuilder.cast_impl = rounded
-
-
-if not torch.cuda.is_available():
-    _round_to_bfloat16()
 
 
 @pytest.fixture(autouse=True)

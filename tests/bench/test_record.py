@@ -1,6 +1,9 @@
 """A record says where its numbers come from, and survives the file."""
 
+import argparse
+import errno
 import json
+import os
 import subprocess
 
 import pytest
@@ -13,6 +16,53 @@ def test_record_survives_the_file(tmp_path):
     path = tmp_path / "new folder" / "layer.json"
     record.write(path, made)
     assert json.loads(path.read_text()) == made
+    record.write(path, made, made | {"name": "second"})
+    assert record.read(path) == [made, made | {"name": "second"}]
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "layer.json"
+    made = record.new_record("layer", "cpu", {}, [])
+    record.write(path, made)
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match=r"No space left on device.*layer.json"):
+        record.write(path, made | {"name": "second"})
+    assert record.read(path) == [made]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (None, "No such file"),
+        ("", "no record"),
+        ('{"schema": 1', "line 1"),
+        ("[]", "not a record"),
+        ('{"schema": 0}', "not a record of schema 1"),
+    ],
+)
+def test_what_is_no_record_is_refused_by_name(content, reason, tmp_path):
+    path = tmp_path / "layer.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(record.RecordError, match=reason) as caught:
+        record.read(path)
+    assert str(path) in str(caught.value)
+
+
+def test_where_nothing_can_be_written_is_known_before(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    assert record.writable(tmp_path / "new" / "folder" / "x.json").name == "x.json"
+    for path in (tmp_path, file / "x.json", file / "below" / "x.json"):
+        with pytest.raises(argparse.ArgumentTypeError, match=r"is a folder|is no folder"):
+            record.writable(path)
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_record_names_commit_time_and_machine():
