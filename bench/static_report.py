@@ -1,24 +1,33 @@
 """Static figures of the kernels as shipped: compiled for cards that need not be there.
 
-    python -m bench.static_report [--cards 80 90] [--check] [--json FILE]
+    python -m bench.static_report [--cards 80 90] [--all] [--check] [--json FILE]
 
-prints what the time loop of each configuration holds. With --check it fails where that loop has
-what a good one has not: spilled registers, weights that do not stay in registers, barriers and
-shuffles beyond those of the one exchange between the warps that a step needs.
+prints what the time loop of each configuration holds, per warp and time step. With --check it fails
+where that loop has what a good one has not: spilled registers, weights that do not stay in
+registers, barriers and shuffles beyond those of the one exchange between the warps that a step
+needs. Columns:
+
+    regs        32-bit registers of a thread          stack    bytes of local memory of a thread
+    spill       loads and stores of local memory      instr    all instructions
+    mma         tensor core products (HMMA, HGMMA, UTCHMMA)
+    mufu        special functions                     bar      barriers between warps
+    shfl        shuffles between lanes                lds sts  loads, stores of shared memory
+    ldg stg     loads, stores of global memory        shared   bytes of shared memory of a program
+    weights     where W_hh lives during the loop      programs that fit one multiprocessor
 """
 
 import argparse
+import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
-from pathlib import Path
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bench.record import new_record, write
+from bench.record import ROOT, new_record, writable, write
 from bench.sass import LoopFigures, loop_figures
 from lstm.kernels import config
 from lstm.kernels.backward import lstm_backward_kernel
@@ -51,6 +60,11 @@ MAIN_SIZES = (128,)
 # how many numbers one access moves, which no card changes, and all on all take a quarter hour.
 #   BLOCK_H 16: VEC 1, 2, 4;   32: 1, 2, 4, 8;   64: 1, 2, 8, 4;   128: 1, 2, 4
 OTHER_SIZES = (1, 10, 16, 31, 22, 20, 24, 37, 50, 64, 36, 101, 70, 100)
+# Of these, forward without its stores is compiled only with --all: it has nothing of its own.
+OTHER_KERNELS = ("forward", "backward")
+
+# Never a defect: the kernels are for NVIDIA, and their few lines of PTX are why.
+AMD = "gfx942"
 
 INTERPRETER_ON = (
     "TRITON_INTERPRET is set: Triton then replaces kernels by functions that it interprets, and "
@@ -80,23 +94,33 @@ class Configuration:
         return config.tile(self.hidden_size, 1, ITEMSIZE[self.dtype])
 
 
-def configurations(cards=tuple(CARDS)) -> list[Configuration]:
-    """What is compiled for these cards: MAIN_SIZES for each, OTHER_SIZES spread over all cards."""
-    main = [(size, dtype) for size in MAIN_SIZES for dtype in POINTERS]
-    others = []
-    kinds = {_kind(*case) for case in main}
+def configurations(cards=tuple(CARDS), everything=False) -> list[Configuration]:
+    """What is compiled for these cards: MAIN_SIZES for each, OTHER_SIZES spread over all cards.
+
+    everything: all sizes and kernels for each card.
+    """
+    chosen = [
+        Configuration(kernel, size, dtype, card)
+        for card in cards
+        for size in MAIN_SIZES
+        for dtype in POINTERS
+        for kernel in KERNELS
+    ]
+    kinds = {_kind(size, dtype) for size in MAIN_SIZES for dtype in POINTERS}
     for s, size in enumerate(OTHER_SIZES):
         for d, dtype in enumerate(POINTERS):
             # float32 has no VEC 8: there a size may be of the kind of an earlier one.
-            if _kind(size, dtype) not in kinds:
-                kinds.add(_kind(size, dtype))
-                others.append((tuple(CARDS)[(s + 2 * d) % len(CARDS)], size, dtype))
-    return [
-        Configuration(kernel, size, dtype, card)
-        for card in cards
-        for size, dtype in main + [(size, dtype) for at, size, dtype in others if at == card]
-        for kernel in KERNELS
-    ]
+            if _kind(size, dtype) in kinds:
+                continue
+            kinds.add(_kind(size, dtype))
+            at = tuple(CARDS)[(s + 2 * d) % len(CARDS)]
+            chosen += [
+                Configuration(kernel, size, dtype, card)
+                for card in cards
+                for kernel in (KERNELS if everything else OTHER_KERNELS)
+                if everything or card == at
+            ]
+    return sorted(chosen, key=lambda configuration: configuration.card)
 
 
 def _kind(size: int, dtype: str) -> tuple[str, int, int]:
@@ -104,10 +128,11 @@ def _kind(size: int, dtype: str) -> tuple[str, int, int]:
     return dtype, tile["BLOCK_H"], tile["VEC"]
 
 
-def compile_configuration(configuration: Configuration):
+def compile_configuration(configuration: Configuration, target: GPUTarget | None = None):
     """The kernel, specialised as a launch does it: T and B any numbers, pointers 16-byte aligned,
     save those whose alignment the kernel ignores.
 
+    target: instead of the configuration's card.
     Returns: Triton's compiled kernel.
     Raises: RuntimeError if Triton's interpreter is on.
     """
@@ -118,6 +143,10 @@ def compile_configuration(configuration: Configuration):
     names = kernel.arg_names
     # As in a launch, what is no argument of the kernel is an option of the compiler.
     options = {name: value for name, value in tile.items() if name not in names}
+    if target is None:
+        target = GPUTarget("cuda", configuration.card, 32)
+    else:
+        del options["maxnreg"]  # NVIDIA's
     sizes = {name: value for name, value in tile.items() if name in names}
     constants = {"H": configuration.hidden_size, **sizes, **dict.fromkeys(absent)}
     pointers = [name for name in names if name.endswith("_ptr") and name not in constants]
@@ -135,7 +164,29 @@ def compile_configuration(configuration: Configuration):
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
-    return triton.compile(source, GPUTarget("cuda", configuration.card, 32), options)
+    return triton.compile(source, target, options)
+
+
+def amd_verdict(kernel: str) -> str:
+    """Whether a kernel compiles for AMD: "compiles", or the first error.
+
+    In a process of its own: LLVM prints hundreds of errors for each, and may carry on regardless.
+    """
+    source = (
+        "from bench.static_report import *\n"
+        f"at = Configuration({kernel!r}, {MAIN_SIZES[0]}, 'bfloat16', 90)\n"
+        f"compile_configuration(at, GPUTarget('hip', {AMD!r}, 64))"
+    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, timeout=120
+        )
+    except subprocess.TimeoutExpired:
+        return "does not compile within two minutes"
+    errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+    if errors or done.returncode:
+        return f"does not compile: {(errors or ['no reason given'])[0]:.200}"
+    return "compiles"
 
 
 @dataclass(frozen=True)
@@ -223,19 +274,20 @@ def defects(figures: LoopFigures, configuration: Configuration) -> list[str]:
 
 
 HEADER = (
-    "kernel                 H dtype    card | regs stack spill instr hmma mufu bar shfl lds+ldsm "
-    "sts ldg stg | weights   programs"
+    "kernel                 H dtype    card | regs stack spill instr mma mufu bar shfl lds sts ldg "
+    "stg | shared weights   programs"
 )
 
 
 def line(row: Row) -> str:
     """One line of the table under HEADER."""
     at, of = row.configuration, row.figures
+    mma = of.hmma + of.hgmma + of.utchmma
     return (
         f"{at.kernel:19} {at.hidden_size:4} {at.dtype:8} {at.card:4} | {of.registers:4} "
-        f"{of.stack_bytes:5} {of.spills:5} {of.instructions:5} {of.hmma:4} {of.mufu:4} {of.bar:3} "
-        f"{of.shfl:4} {of.lds + of.ldsm:8} {of.sts:3} {of.ldg:3} {of.stg:3} | {row.weights:9} "
-        f"{row.programs:8}"
+        f"{of.stack_bytes:5} {of.spills:5} {of.instructions:5} {mma:3} {of.mufu:4} {of.bar:3} "
+        f"{of.shfl:4} {of.lds + of.ldsm:3} {of.sts:3} {of.ldg:3} {of.stg:3} | "
+        f"{row.shared_bytes:6} {row.weights:9} {row.programs:8}"
     )
 
 
@@ -254,21 +306,32 @@ def run(row: Row) -> dict:
 
 def main(arguments=None):
     """Compile, print and record; with --check, exits with all defects if there is one."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--cards", type=int, nargs="+", choices=CARDS, default=tuple(CARDS))
-    parser.add_argument("--check", action="store_true", help="fail if there is a defect")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write a record")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--cards", type=int, nargs="+", choices=CARDS, default=tuple(CARDS), help="default: all")
+    add("--all", action="store_true", help="all sizes for each card; takes a quarter of an hour")
+    add("--check", action="store_true", help="fail if there is a defect")
+    add("--json", type=writable, metavar="FILE", help="write a record")
     args = parser.parse_args(arguments)
     if interpreted():
         parser.error(INTERPRETER_ON)
     rows = []
     print(HEADER)
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as processes:
-        for row in processes.map(measure, configurations(args.cards)):
+        for row in processes.map(measure, configurations(args.cards, args.all)):
             print(line(row), flush=True)
             rows.append(row)
+        amd = dict(zip(OTHER_KERNELS, processes.map(amd_verdict, OTHER_KERNELS), strict=True))
+    for kernel, verdict in amd.items():
+        print(f"{kernel} on AMD {AMD}: {verdict}")
     if args.json:
-        write(args.json, new_record("static", "cpu", {"cards": args.cards}, list(map(run, rows))))
+        case = {"cards": args.cards, AMD: amd}
+        try:
+            write(args.json, new_record("static", "cpu", case, list(map(run, rows))))
+        except OSError as error:
+            sys.exit(f"static_report: {error}")
     found = [
         f"{row.configuration}: {defect}"
         for row in rows

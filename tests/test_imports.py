@@ -8,8 +8,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Of bench, two read machine code and compile the kernels themselves, one times their launches alone,
-# and one calls the peers.
+# Of bench, two read machine code and compile the kernels themselves, one times launches of them
+# alone, and one calls the peers.
 EXTRA = {
     "sass.py": {"triton"},
     "static_report.py": {"triton", "kernels"},

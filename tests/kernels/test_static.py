@@ -19,6 +19,7 @@ from bench.static_report import (
     ITEMSIZE,
     KERNELS,
     MAIN_SIZES,
+    OTHER_KERNELS,
     Configuration,
     Row,
     configurations,
@@ -39,12 +40,18 @@ def static_report(*arguments, **env):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def record(tmp_path_factory):
     """What static_report records, all cards at once: a child takes seconds to start."""
     path = tmp_path_factory.mktemp("static") / "static.json"
     done = static_report("--json", str(path))
     assert done.returncode == 0, done.stderr
-    return json.loads(path.read_text())["runs"]
+    assert "on AMD gfx942: " in done.stdout
+    return json.loads(path.read_text())
+
+
+@pytest.fixture
+def runs(record):
+    return record["runs"]
 
 
 def configuration(run):
@@ -70,15 +77,19 @@ def test_every_kind_of_tile_is_compiled_and_the_main_sizes_for_every_card():
         tile = config.tile(size, 1, ITEMSIZE[dtype])
         return kernel, dtype, tile["BLOCK_H"], tile["VEC"]
 
-    wanted = {
-        kind(kernel, size, dtype)
-        for kernel in KERNELS
-        for size in range(1, config.MAX_HIDDEN_SIZE + 1)
-        for dtype in ITEMSIZE
-    }
+    def wanted(kernels):
+        sizes = range(1, config.MAX_HIDDEN_SIZE + 1)
+        return {kind(k, size, dtype) for k in kernels for size in sizes for dtype in ITEMSIZE}
+
     compiled = configurations()
-    assert {kind(c.kernel, c.hidden_size, c.dtype) for c in compiled} == wanted
+    kinds = {kind(c.kernel, c.hidden_size, c.dtype) for c in compiled}
+    assert kinds >= wanted(OTHER_KERNELS) and set(OTHER_KERNELS) < set(KERNELS)
     assert max(Counter(compiled).values()) == 1
+    everything = Counter(configurations(everything=True))
+    assert max(everything.values()) == 1
+    for card in CARDS:
+        here = [c for c in everything if c.card == card]
+        assert {kind(c.kernel, c.hidden_size, c.dtype) for c in here} == wanted(KERNELS)
     for card in CARDS:
         main = {(c.kernel, c.hidden_size, c.dtype) for c in configurations([card])}
         assert main >= {(k, size, d) for k in KERNELS for size in MAIN_SIZES for d in ITEMSIZE}
@@ -161,7 +172,23 @@ def test_programs_of_a_multiprocessor(registers, num_warps, shared_bytes, card, 
     assert Row(at, loop, shared_bytes).programs == programs
 
 
-def test_the_interpreter_is_refused():
-    done = static_report("--check", TRITON_INTERPRET="1")
-    assert done.returncode != 0
-    assert "TRITON_INTERPRET" in done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "env", "reason"),
+    [
+        (["--check"], {"TRITON_INTERPRET": "1"}, "TRITON_INTERPRET is set"),
+        (["--cards", "70"], {}, "invalid choice: 70"),
+        (["--json", __file__ + "/x.json"], {}, "is no folder"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_compiles(arguments, env, reason):
+    done = static_report(*arguments, **env)
+    assert done.returncode == 2
+    assert reason in done.stderr
+    assert not done.stdout
+
+
+@pytest.mark.parametrize("kernel", OTHER_KERNELS)
+def test_it_says_whether_amd_compiles(record, kernel):
+    verdict = record["case"]["gfx942"][kernel]
+    assert verdict == "compiles" or verdict.startswith("does not compile: error")
+    assert "\n" not in verdict
