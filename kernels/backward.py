@@ -57,10 +57,9 @@ def lstm_backward_kernel(
     """The whole sequence of one tile of BLOCK_B sequences, last step first.
 
     Shapes: gates, cells as lstm_forward_kernel wrote them; weight_hh_t (H, 4, H), W_hh transposed;
-    grad_output
-        (T, B, H); grad_h_n, grad_c_n, grad_h_0, grad_c_0 (B, H); grad_gates (T, B, 4, H). All
-        contiguous, in one dtype. grad_output, grad_h_n and grad_c_n may be None, for zeros;
-        grad_h_0 and grad_c_0 where they are not wanted.
+        grad_output (T, B, H); grad_h_n, grad_c_n, grad_h_0, grad_c_0 (B, H); grad_gates
+        (T, B, 4, H). All contiguous, in one dtype. grad_output, grad_h_n and grad_c_n may be None,
+        for zeros; grad_h_0 and grad_c_0 where they are not wanted.
     Numerics: dh, dc and the factors are float32; the gates' gradients are rounded to the operand
         dtype (operand.py) before W_hh^T reads them, and to their own dtype where they are written.
     """

@@ -1,7 +1,8 @@
 """The equations of the LSTM, forward and backward, on tiles.
 
-    i, f, g, o = sigmoid(z_i), sigmoid(z_f), tanh(z_g), sigmoid(z_o)        z = W_ih x + b_ih +
-    W_hh h + b_hh c = f c_prev + i g h = o tanh(c)
+    z = W_ih x + b_ih + W_hh h + b_hh
+    i, f, g, o = sigmoid(z_i), sigmoid(z_f), tanh(z_g), sigmoid(z_o)
+    c = f c_prev + i g;   h = o tanh(c)
 
 FAST takes the hardware's tanh: one MUFU instruction where the exact form needs two, so five for a
 cell, not ten. Its error of 5e-4 is below the rounding of bfloat16 and about that of float16, whose

@@ -4,12 +4,11 @@ MAX_HIDDEN_SIZE = 128  # W_hh of more units does not fit the registers of one pr
 
 
 def tile(hidden_size, batch, itemsize, interpreted=False):
-    """What one program works on, as keyword arguments for a launch: BLOCK_H, BLOCK_B, VEC,
-    num_warps, num_stages.
+    """What one program works on, as keyword arguments of a launch.
 
     Args: itemsize: bytes of one weight in memory; interpreted: for Triton's interpreter, where a
-    program's cost is
-        nearly independent of its width, so that one tile takes the whole batch.
+        program's cost is nearly independent of its width, so that one tile takes the whole batch.
+    Returns: {"BLOCK_H", "BLOCK_B", "VEC", "num_warps", "num_stages", "maxnreg"}.
     """
     block_h = max(16, 1 << (hidden_size - 1).bit_length())
     return {

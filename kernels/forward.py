@@ -3,11 +3,10 @@
     z_t = gates_ih[t] + W_hh h_{t-1};   h_t, c_t = cell(z_t, c_{t-1})
 
 gates_ih, the product of the input with both biases, is known for all steps before the kernel
-starts. What is left is a
-chain: the product with W_hh, five activations and one exchange of h among the warps at every step,
-so the latency of one step bounds the kernel, not arithmetic or bandwidth. Everything else is kept
-off the chain: W_hh stays in registers and c with its cell for all T steps, gates_ih is read a step
-ahead, and nothing waits for what is written.
+starts. What is left is a chain: the product with W_hh, five activations and one exchange of h among
+the warps at every step, so the latency of one step bounds the kernel, not arithmetic or bandwidth.
+Everything else is kept off the chain: W_hh stays in registers and c with its cell for all T steps,
+gates_ih is read a step ahead, and nothing waits for what is written.
 """
 
 import triton
@@ -113,7 +112,7 @@ def lstm_forward_kernel(
         c_T, in private order (layout.pack), for backward only. All contiguous, in one dtype. h_0
         and c_0 may be None, for zeros; gates and cells are None where no gradient is wanted.
     Numerics: z, the cell and c are float32; h_t is rounded to the operand dtype (operand.py)
-    before W_hh reads it.
+        before W_hh reads it.
     """
     dtype: tl.constexpr = output_ptr.dtype.element_ty
     FLOAT32: tl.constexpr = dtype == tl.float32
@@ -157,11 +156,10 @@ def lstm_forward_kernel(
         h = to_tile(tl.load(h_0_ptr + row * H + offs_h, mask=mask, other=0.0), BLOCK_H, BLOCK_B)
         if FLOAT32:
             h, inverse_h = to_range(h)
-            d_i, d_f, d_g, d_o = gates_product(w_0, w_1, w_2, w_3, h.to(DOT), VEC)
+        d_i, d_f, d_g, d_o = gates_product(w_0, w_1, w_2, w_3, h.to(DOT), VEC)
+        if FLOAT32:
             d_i, d_f = d_i * inverse * inverse_h, d_f * inverse * inverse_h
             d_g, d_o = d_g * inverse * inverse_h, d_o * inverse * inverse_h
-        else:
-            d_i, d_f, d_g, d_o = gates_product(w_0, w_1, w_2, w_3, h.to(DOT), VEC)
         z_i, z_f, z_g, z_o = gate_tiles(x_i, x_f, x_g, x_o, BLOCK_H, BLOCK_B)
         h, c = finish_step(
             z_i, z_f, z_g, z_o, only(d_i, mask), only(d_f, mask), only(d_g, mask), only(d_o, mask),

@@ -12,16 +12,16 @@ def lstm(input, h_0, c_0, layers, masks, tile, precision):
         i, f, g, o = split(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)
         c_t = sigmoid(f) * c_{t-1} + sigmoid(i) * tanh(g);   h_t = sigmoid(o) * tanh(c_t)
 
-    Shapes: input (T, B, I), any strides; h_0, c_0 (L, B, H), or None for zeros; layers: L tuples of
-    weight_ih (4H, I,
-        H above the first), weight_hh (4H, H), and, with bias, bias_ih and bias_hh (4H,); masks:
-        None, or L - 1 dropout masks (T, B, H) that multiply the output of all layers but the last;
-        tile: Plan.tile, as a dict; precision: of float32 products, "tf32" or "ieee".
+    Shapes: input (T, B, I), any strides; h_0, c_0 (L, B, H), or None for zeros; layers: L tuples
+        of weight_ih (4H, I), in layers above the first (4H, H), weight_hh (4H, H), and, with bias,
+        bias_ih and bias_hh (4H,); masks: None, or L - 1 dropout masks (T, B, H) that multiply the
+        output of all layers but the last; tile: Plan.tile, as a dict; precision: of float32
+        products, "tf32" or "ieee".
     Returns: output (T, B, H) of the last layer; h_n, c_n (L, B, H), all in input.dtype.
     Numerics: products accumulate and c_t lives in float32; h_t is rounded to the operand dtype
         before W_hh reads it, and to input.dtype where it is written.
     Source: equations as in torch.nn.LSTM; forget gate from Gers et al., 2000,
-    doi.org/10.1162/089976600300015015.
+        doi.org/10.1162/089976600300015015.
     """
     weights = [weight for layer in layers for weight in layer]
     # Not left to the Function: its ctx.needs_input_grad stays true under no_grad.
