@@ -34,11 +34,13 @@ from lstm.kernels.backward import lstm_backward_kernel
 from lstm.kernels.forward import lstm_forward_kernel
 from lstm.plan import interpreted
 
-# Each with the pointers that are None.
+# Each with its directions and the pointers that are None.
 KERNELS = {
-    "forward": (lstm_forward_kernel, ()),
-    "forward, not saving": (lstm_forward_kernel, ("gates_ptr", "cells_ptr")),
-    "backward": (lstm_backward_kernel, ()),
+    "forward": (lstm_forward_kernel, 1, ()),
+    "forward, not saving": (lstm_forward_kernel, 1, ("gates_ptr", "cells_ptr")),
+    "backward": (lstm_backward_kernel, 1, ()),
+    "forward, both ways": (lstm_forward_kernel, 2, ()),
+    "backward, both ways": (lstm_backward_kernel, 2, ()),
 }
 POINTERS = {"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16"}
 ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -60,8 +62,9 @@ MAIN_SIZES = (128,)
 # how many numbers one access moves, which no card changes, and all on all take a quarter hour.
 #   BLOCK_H 16: VEC 1, 2, 4;   32: 1, 2, 4, 8;   64: 1, 2, 8, 4;   128: 1, 2, 4
 OTHER_SIZES = (1, 10, 16, 31, 22, 20, 24, 37, 50, 64, 36, 101, 70, 100)
-# Of these, forward without its stores is compiled only with --all: it has nothing of its own.
-OTHER_KERNELS = ("forward", "backward")
+# Compiled for all of these. The other kernels are the same with stores left out, or with another
+# first address: one card for each dtype, all of them with --all.
+MAIN_KERNELS = ("forward", "backward")
 
 # Never a defect: the kernels are for NVIDIA, and their few lines of PTX are why.
 AMD = "gfx942"
@@ -95,31 +98,35 @@ class Configuration:
 
 
 def configurations(cards=tuple(CARDS), everything=False) -> list[Configuration]:
-    """What is compiled for these cards: MAIN_SIZES for each, OTHER_SIZES spread over all cards.
+    """What is compiled for these cards: the main sizes and kernels for each of them, the others
+    spread over all cards.
 
     everything: all sizes and kernels for each card.
     """
-    chosen = [
-        Configuration(kernel, size, dtype, card)
-        for card in cards
-        for size in MAIN_SIZES
-        for dtype in POINTERS
-        for kernel in KERNELS
-    ]
-    kinds = {_kind(size, dtype) for size in MAIN_SIZES for dtype in POINTERS}
+    main = [(size, dtype) for size in MAIN_SIZES for dtype in POINTERS]
+    kinds = {_kind(*case) for case in main}
+    chosen = []
+
+    def add(kernels, size, dtype, on):
+        """Kernels for all of these cards, or for the one that is number `on`."""
+        here = [card for card in cards if on is None or card == tuple(CARDS)[on % len(CARDS)]]
+        chosen.extend(
+            Configuration(kernel, size, dtype, card) for card in here for kernel in kernels
+        )
+
+    variants = [kernel for kernel in KERNELS if kernel not in MAIN_KERNELS]
+    for d, (size, dtype) in enumerate(main):
+        add(MAIN_KERNELS, size, dtype, None)
+        add(variants, size, dtype, None if everything else 2 * d + 1)
     for s, size in enumerate(OTHER_SIZES):
         for d, dtype in enumerate(POINTERS):
             # float32 has no VEC 8: there a size may be of the kind of an earlier one.
-            if _kind(size, dtype) in kinds:
-                continue
-            kinds.add(_kind(size, dtype))
-            at = tuple(CARDS)[(s + 2 * d) % len(CARDS)]
-            chosen += [
-                Configuration(kernel, size, dtype, card)
-                for card in cards
-                for kernel in (KERNELS if everything else OTHER_KERNELS)
-                if everything or card == at
-            ]
+            if _kind(size, dtype) not in kinds:
+                kinds.add(_kind(size, dtype))
+                if everything:
+                    add(KERNELS, size, dtype, None)
+                else:
+                    add(MAIN_KERNELS, size, dtype, s + 2 * d)
     return sorted(chosen, key=lambda configuration: configuration.card)
 
 
@@ -138,7 +145,7 @@ def compile_configuration(configuration: Configuration, target: GPUTarget | None
     """
     if interpreted():
         raise RuntimeError(INTERPRETER_ON)
-    kernel, absent = KERNELS[configuration.kernel]
+    kernel, directions, absent = KERNELS[configuration.kernel]
     tile = configuration.tile
     names = kernel.arg_names
     # As in a launch, what is no argument of the kernel is an option of the compiler.
@@ -148,7 +155,8 @@ def compile_configuration(configuration: Configuration, target: GPUTarget | None
     else:
         del options["maxnreg"]  # NVIDIA's
     sizes = {name: value for name, value in tile.items() if name in names}
-    constants = {"H": configuration.hidden_size, **sizes, **dict.fromkeys(absent)}
+    constants = {"H": configuration.hidden_size, "D": directions, **sizes}
+    constants |= dict.fromkeys(absent)
     pointers = [name for name in names if name.endswith("_ptr") and name not in constants]
     signature = dict.fromkeys(names, "i32")
     signature |= dict.fromkeys(pointers, POINTERS[configuration.dtype])
@@ -235,7 +243,7 @@ def limits(configuration: Configuration) -> dict[str, int]:
     """What a step needs of what slows it down, per warp."""
     tile = configuration.tile
     warps = tile["num_warps"]
-    backward = configuration.kernel == "backward"
+    backward = configuration.kernel.startswith("backward")
     scaled = backward and configuration.dtype == "float32"
     # A step exchanges h, or the gradients of four gates: BLOCK_H * BLOCK_B numbers of 16 bits each.
     # Every warp needs all of them, in 32-bit registers of its 32 lanes. W_hh takes BLOCK_H such
@@ -323,7 +331,7 @@ def main(arguments=None):
         for row in processes.map(measure, configurations(args.cards, args.all)):
             print(line(row), flush=True)
             rows.append(row)
-        amd = dict(zip(OTHER_KERNELS, processes.map(amd_verdict, OTHER_KERNELS), strict=True))
+        amd = dict(zip(MAIN_KERNELS, processes.map(amd_verdict, MAIN_KERNELS), strict=True))
     for kernel, verdict in amd.items():
         print(f"{kernel} on AMD {AMD}: {verdict}")
     if args.json:

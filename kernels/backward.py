@@ -1,4 +1,4 @@
-"""Backward over a whole sequence: one layer, one direction, one program for each tile of sequences.
+"""Backward over a whole sequence: one layer, a program for each tile of sequences and direction.
 
     from t = T down to 1:
         dh += grad_output[t];   dc += k_c dh
@@ -51,15 +51,15 @@ def load_saved(gates_ptr, cells_ptr, offs, SIZE: tl.constexpr):
 def lstm_backward_kernel(
     gates_ptr, cells_ptr, weight_hh_t_ptr, grad_output_ptr, grad_h_n_ptr, grad_c_n_ptr,
     grad_gates_ptr, grad_h_0_ptr, grad_c_0_ptr,
-    T, B, H: tl.constexpr,
+    T, B, H: tl.constexpr, D: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
-    """The whole sequence of one tile of BLOCK_B sequences, last step first.
+    """The whole sequence of one tile of BLOCK_B sequences in one of D directions, last step first.
 
-    Shapes: gates, cells as lstm_forward_kernel wrote them; weight_hh_t (H, 4, H), W_hh transposed;
-        grad_output (T, B, H); grad_h_n, grad_c_n, grad_h_0, grad_c_0 (B, H); grad_gates
-        (T, B, 4, H). All contiguous, in one dtype. grad_output, grad_h_n and grad_c_n may be None,
-        for zeros; grad_h_0 and grad_c_0 where they are not wanted.
+    Shapes: gates, cells as lstm_forward_kernel wrote them; weight_hh_t (D, H, 4, H), W_hh
+        transposed; grad_output (T, B, D, H); grad_h_n, grad_c_n, grad_h_0, grad_c_0 (D, B, H);
+        grad_gates (D, T, B, 4, H). All contiguous, in one dtype. grad_output, grad_h_n and grad_c_n
+        may be None, for zeros; grad_h_0 and grad_c_0 where they are not wanted.
     Numerics: dh, dc and the factors are float32; the gates' gradients are rounded to the operand
         dtype (operand.py) before W_hh^T reads them, and to their own dtype where they are written.
     """
@@ -69,6 +69,25 @@ def lstm_backward_kernel(
     FAST: tl.constexpr = not FLOAT32
     SIZE: tl.constexpr = BLOCK_H * BLOCK_B
     tile = tl.program_id(0).to(tl.int64)
+    row = tile * BLOCK_B
+    state = row * H
+    saved = tile
+    step_z = B.to(tl.int64) * (4 * H)
+    step_h = B.to(tl.int64) * (D * H)
+    last = (T - 1).to(tl.int64)
+    if D == 2:
+        # The second direction has the second of everything, and took the first step last.
+        reverse = tl.program_id(1).to(tl.int64)
+        weight_hh_t_ptr += reverse * (4 * H * H)
+        grad_gates_ptr += reverse * T * step_z
+        if grad_output_ptr is not None:
+            grad_output_ptr += reverse * H
+        state += reverse * B * H
+        saved += reverse * tl.num_programs(0)
+        last *= 1 - reverse
+    grad_gates_ptr += last * step_z + row * (4 * H)
+    if D == 2:
+        step_z *= 1 - 2 * reverse
 
     # A block of W_hh^T for each pair of gates, (i, f) and (g, o)
     pair, wr, half, group, unit = operand_indices(BLOCK_H, VEC, 2)
@@ -79,28 +98,28 @@ def lstm_backward_kernel(
 
     unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H)
     mask = (tile * BLOCK_B + sequence < B) & (unit < H)
-    offs_h = sequence * H + unit
+    offs_h = sequence * (D * H) + unit
     offs_z = sequence * (4 * H) + unit
+    offs_state = state + sequence * H + unit
     offs_saved = tl.arange(0, SIZE)
-    row = tile * BLOCK_B
-    step = B.to(tl.int64) * H
-    gates_ptr += (tile * T + T - 1) * (4 * SIZE)
-    cells_ptr += (tile * (T + 1) + T) * SIZE
-    grad_gates_ptr += (T - 1) * 4 * step + row * (4 * H)
+    gates_ptr += (saved * T + T - 1) * (4 * SIZE)
+    cells_ptr += (saved * (T + 1) + T) * SIZE
 
     dh = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
     dc = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
     if grad_h_n_ptr is not None:
-        grad = tl.load(grad_h_n_ptr + row * H + offs_h, mask=mask, other=0.0)
+        grad = tl.load(grad_h_n_ptr + offs_state, mask=mask, other=0.0)
         dh = to_tile(grad, BLOCK_H, BLOCK_B)
     if grad_c_n_ptr is not None:
-        grad = tl.load(grad_c_n_ptr + row * H + offs_h, mask=mask, other=0.0)
+        grad = tl.load(grad_c_n_ptr + offs_state, mask=mask, other=0.0)
         dc = to_tile(grad, BLOCK_H, BLOCK_B)
     if grad_output_ptr is not None:
-        grad_output_ptr += (T - 1) * step + row * H
+        grad_output_ptr += last * step_h + row * (D * H)
+        if D == 2:
+            step_h *= 1 - 2 * reverse
         grad = tl.load(grad_output_ptr + offs_h, mask=mask, other=0.0)
         dh += to_tile(grad, BLOCK_H, BLOCK_B)
-        grad_output_ptr -= step
+        grad_output_ptr -= step_h
         grad = tl.load(grad_output_ptr + offs_h, mask=mask & (T > 1), other=0.0)
     c = unpack(tl.load(cells_ptr + offs_saved), BLOCK_H, BLOCK_B)
     cells_ptr -= SIZE
@@ -139,27 +158,27 @@ def lstm_backward_kernel(
         if grad_output_ptr is not None:
             # Two steps ahead. The fence keeps its use here: any earlier it has not arrived yet.
             dh += to_tile(fence(grad), BLOCK_H, BLOCK_B)
-            grad_output_ptr -= step
+            grad_output_ptr -= step_h
             grad = tl.load(grad_output_ptr + offs_h, mask=mask & (s + 2 < T), other=0.0)
 
         tl.store(grad_gates_ptr + offs_z, from_tile(di, dtype, mask), mask=mask)
         tl.store(grad_gates_ptr + H + offs_z, from_tile(df, dtype, mask), mask=mask)
         tl.store(grad_gates_ptr + 2 * H + offs_z, from_tile(dg, dtype, mask), mask=mask)
         tl.store(grad_gates_ptr + 3 * H + offs_z, from_tile(do, dtype, mask), mask=mask)
-        grad_gates_ptr -= 4 * step
+        grad_gates_ptr -= step_z
     if grad_h_0_ptr is not None:
-        tl.store(grad_h_0_ptr + row * H + offs_h, from_tile(dh, dtype, mask), mask=mask)
+        tl.store(grad_h_0_ptr + offs_state, from_tile(dh, dtype, mask), mask=mask)
     if grad_c_0_ptr is not None:
-        tl.store(grad_c_0_ptr + row * H + offs_h, from_tile(dc, dtype, mask), mask=mask)
+        tl.store(grad_c_0_ptr + offs_state, from_tile(dc, dtype, mask), mask=mask)
 
 
 def lstm_backward(
     gates, cells, weight_hh_t, grad_output, grad_h_n, grad_c_n, grad_gates, grad_h_0, grad_c_0, tile
 ):
     """Launch lstm_backward_kernel, whose docstring has the shapes. tile: as forward had it."""
-    T, B, _, H = grad_gates.shape
-    grid = (triton.cdiv(B, tile["BLOCK_B"]),)
+    D, T, B, _, H = grad_gates.shape
+    grid = (triton.cdiv(B, tile["BLOCK_B"]), D)
     lstm_backward_kernel[grid](
         gates, cells, weight_hh_t, grad_output, grad_h_n, grad_c_n,
-        grad_gates, grad_h_0, grad_c_0, T, B, H, **tile,
+        grad_gates, grad_h_0, grad_c_0, T, B, H, D, **tile,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Forward over a whole sequence: one layer, one direction, one program for each tile of sequences.
+"""Forward over a whole sequence: one layer, a program for each tile of sequences and direction.
 
     z_t = gates_ih[t] + W_hh h_{t-1};   h_t, c_t = cell(z_t, c_{t-1})
 
@@ -102,15 +102,16 @@ def finish_step(
 def lstm_forward_kernel(
     gates_ih_ptr, weight_hh_ptr, h_0_ptr, c_0_ptr,
     output_ptr, h_n_ptr, c_n_ptr, gates_ptr, cells_ptr,
-    T, B, H: tl.constexpr,
+    T, B, H: tl.constexpr, D: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
-    """The whole sequence of one tile of BLOCK_B sequences.
+    """The whole sequence of one tile of BLOCK_B sequences, in one of D directions.
 
-    Shapes: gates_ih (T, B, 4, H); weight_hh (4, H, H); h_0, c_0, h_n, c_n (B, H); output (T, B, H);
-        gates (tiles, T, 4, BLOCK_H * BLOCK_B) and cells (tiles, T + 1, BLOCK_H * BLOCK_B), c_0 to
-        c_T, in private order (layout.pack), for backward only. All contiguous, in one dtype. h_0
-        and c_0 may be None, for zeros; gates and cells are None where no gradient is wanted.
+    Shapes: gates_ih (D, T, B, 4, H); weight_hh (D, 4, H, H); h_0, c_0, h_n, c_n (D, B, H); output
+        (T, B, D, H); gates (D, tiles, T, 4, BLOCK_H * BLOCK_B) and cells (D, tiles, T + 1,
+        BLOCK_H * BLOCK_B), c_0 to c_T, in the order of the steps taken and in private order
+        (layout.pack), for backward only. All contiguous, in one dtype. h_0 and c_0 may be None, for
+        zeros; gates and cells are None where no gradient is wanted.
     Numerics: z, the cell and c are float32; h_t is rounded to the operand dtype (operand.py)
         before W_hh reads it.
     """
@@ -120,6 +121,23 @@ def lstm_forward_kernel(
     FAST: tl.constexpr = not FLOAT32
     SIZE: tl.constexpr = BLOCK_H * BLOCK_B
     tile = tl.program_id(0).to(tl.int64)
+    row = tile * BLOCK_B
+    state = row * H
+    saved = tile
+    step_z = B.to(tl.int64) * (4 * H)
+    step_h = B.to(tl.int64) * (D * H)
+    gates_ih_ptr += row * (4 * H)
+    output_ptr += row * (D * H)
+    if D == 2:
+        # The second direction has the second of everything, and takes the steps from the last.
+        reverse = tl.program_id(1).to(tl.int64)
+        weight_hh_ptr += reverse * (4 * H * H)
+        gates_ih_ptr += reverse * (2 * T - 1) * step_z
+        output_ptr += reverse * ((T - 1) * step_h + H)
+        state += reverse * B * H
+        saved += reverse * tl.num_programs(0)
+        step_z *= 1 - 2 * reverse
+        step_h *= 1 - 2 * reverse
 
     # Block 2 q + pair of W_hh: units of parity q, gates (i, f) or (g, o)
     block, wr, half, _, k = operand_indices(BLOCK_H, VEC, 1)
@@ -132,19 +150,16 @@ def lstm_forward_kernel(
 
     unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H)
     mask = (tile * BLOCK_B + sequence < B) & (unit < H)
-    offs_h = sequence * H + unit
+    offs_h = sequence * (D * H) + unit
     offs_z = sequence * (4 * H) + unit
-    row = tile * BLOCK_B
-    step = B.to(tl.int64) * H
-    gates_ih_ptr += row * (4 * H)
-    output_ptr += row * H
+    offs_state = state + sequence * H + unit
     h = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
     c = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
     if c_0_ptr is not None:
-        c = to_tile(tl.load(c_0_ptr + row * H + offs_h, mask=mask, other=0.0), BLOCK_H, BLOCK_B)
+        c = to_tile(tl.load(c_0_ptr + offs_state, mask=mask, other=0.0), BLOCK_H, BLOCK_B)
     if gates_ptr is not None:
-        gates_ptr += tile * T * (4 * SIZE)
-        cells_ptr += tile * (T + 1) * SIZE
+        gates_ptr += saved * T * (4 * SIZE)
+        cells_ptr += saved * (T + 1) * SIZE
         tl.store(cells_ptr + tl.arange(0, SIZE), pack(c, dtype))
         cells_ptr += SIZE
     x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask, H)
@@ -153,7 +168,7 @@ def lstm_forward_kernel(
     if h_0_ptr is not None:
         # h_0 alone may be above 1, even infinite: its product needs a scale of its own, and has
         # infinity times zero, a NaN, in the units above H, which must not reach the others.
-        h = to_tile(tl.load(h_0_ptr + row * H + offs_h, mask=mask, other=0.0), BLOCK_H, BLOCK_B)
+        h = to_tile(tl.load(h_0_ptr + offs_state, mask=mask, other=0.0), BLOCK_H, BLOCK_B)
         if FLOAT32:
             h, inverse_h = to_range(h)
         d_i, d_f, d_g, d_o = gates_product(w_0, w_1, w_2, w_3, h.to(DOT), VEC)
@@ -166,8 +181,8 @@ def lstm_forward_kernel(
             c, output_ptr, gates_ptr, cells_ptr, offs_h, mask, BLOCK_H, BLOCK_B, FAST,
         )  # fmt: skip
         first = 1
-        gates_ih_ptr += step * 4
-        output_ptr += step
+        gates_ih_ptr += step_z
+        output_ptr += step_h
         if gates_ptr is not None:
             gates_ptr += 4 * SIZE
             cells_ptr += SIZE
@@ -175,7 +190,7 @@ def lstm_forward_kernel(
 
     for t in range(first, T):
         z_i, z_f, z_g, z_o = gate_tiles(x_i, x_f, x_g, x_o, BLOCK_H, BLOCK_B)
-        gates_ih_ptr += step * 4
+        gates_ih_ptr += step_z
         x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask & (t + 1 < T), H)
         d_i, d_f, d_g, d_o = gates_product(w_0, w_1, w_2, w_3, h.to(DOT), VEC)
         if FLOAT32:
@@ -184,18 +199,18 @@ def lstm_forward_kernel(
             z_i, z_f, z_g, z_o, d_i, d_f, d_g, d_o,
             c, output_ptr, gates_ptr, cells_ptr, offs_h, mask, BLOCK_H, BLOCK_B, FAST,
         )  # fmt: skip
-        output_ptr += step
+        output_ptr += step_h
         if gates_ptr is not None:
             gates_ptr += 4 * SIZE
             cells_ptr += SIZE
-    tl.store(h_n_ptr + row * H + offs_h, from_tile(h, dtype, mask), mask=mask)
-    tl.store(c_n_ptr + row * H + offs_h, from_tile(c, dtype, mask), mask=mask)
+    tl.store(h_n_ptr + offs_state, from_tile(h, dtype, mask), mask=mask)
+    tl.store(c_n_ptr + offs_state, from_tile(c, dtype, mask), mask=mask)
 
 
 def lstm_forward(gates_ih, weight_hh, h_0, c_0, output, h_n, c_n, gates, cells, tile):
     """Launch lstm_forward_kernel, whose docstring has the shapes. tile: config.tile(...)."""
-    T, B, H = output.shape
-    grid = (triton.cdiv(B, tile["BLOCK_B"]),)
+    T, B, D, H = output.shape
+    grid = (triton.cdiv(B, tile["BLOCK_B"]), D)
     lstm_forward_kernel[grid](
-        gates_ih, weight_hh, h_0, c_0, output, h_n, c_n, gates, cells, T, B, H, **tile
+        gates_ih, weight_hh, h_0, c_0, output, h_n, c_n, gates, cells, T, B, H, D, **tile
     )

@@ -1,5 +1,7 @@
 """LSTM: torch.nn.LSTM's interface over the kernels, or PyTorch's LSTM where they don't serve."""
 
+from functools import lru_cache
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -7,7 +9,7 @@ from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence
 
 from . import plan as plans
-from .layer import lstm
+from .layer import by_layer, lstm
 from .precision import fp32_precision
 
 
@@ -42,7 +44,8 @@ class LSTM(RNNBase):
         """nn.LSTM's forward.
 
         Args: input (T, B, I), (B, T, I) if batch_first, (T, I) unbatched, or a PackedSequence; hx:
-            (h_0, c_0), each (num_layers, B, H), or (num_layers, H) unbatched; zeros if None.
+            (h_0, c_0), each (D num_layers, B, H), (D num_layers, H) unbatched, of D directions;
+            zeros if None.
         Returns: output, (h_n, c_n), with input's layout and hx's shapes.
         """
         if torch.compiler.is_compiling():
@@ -69,11 +72,11 @@ class LSTM(RNNBase):
         elif self.batch_first:
             input = input.transpose(0, 1)
 
-        size = len(weights) // self.num_layers
-        layers = [weights[at : at + size] for at in range(0, len(weights), size)]
+        D = 2 if self.bidirectional else 1
         output, h_n, c_n = lstm(
-            input, h_0, c_0, layers, self._dropout_masks(input), dict(plan.tile), fp32_precision()
-        )
+            input, h_0, c_0, by_layer(weights, self.num_layers * D), self._dropout_masks(input, D),
+            dict(plan.tile), fp32_precision(), D,
+        )  # fmt: skip
         if not batched:
             return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
         return output.transpose(0, 1) if self.batch_first else output, (h_n, c_n)
@@ -113,19 +116,17 @@ class LSTM(RNNBase):
         if input.dim() not in (2, 3) or input.shape[-1] != self.input_size or input.numel() == 0:
             return False
         weights = self._weights()
+        D = 2 if self.bidirectional else 1
         # A replaced parameter may have any shape, and the kernels would read past its end.
-        rows = 4 * self.hidden_size
-        for at, weight in enumerate(weights):
-            layer, kind = divmod(at, len(weights) // self.num_layers)
-            columns = self.input_size if layer == kind == 0 else self.hidden_size
-            if weight.shape != ((rows, columns) if kind < 2 else (rows,)):
-                return False
+        sizes = self.input_size, self.hidden_size, self.num_layers, self.bias, D
+        if any(x.shape != size for x, size in zip(weights, _weight_sizes(*sizes), strict=True)):
+            return False
         tensors = [input, *weights]
         if hx is not None:
             if not (isinstance(hx, (tuple, list)) and len(hx) == 2):
                 return False
             batch = [] if input.dim() == 2 else [input.shape[0 if self.batch_first else 1]]
-            shape = (self.num_layers, *batch, self.hidden_size)
+            shape = (self.num_layers * D, *batch, self.hidden_size)
             if not all(isinstance(x, torch.Tensor) and x.shape == shape for x in hx):
                 return False
             tensors += hx
@@ -139,15 +140,25 @@ class LSTM(RNNBase):
             own[name] if name in own else getattr(self, name) for name in self._flat_weights_names
         ]
 
-    def _dropout_masks(self, input):
+    def _dropout_masks(self, input, D):
         """What multiplies the outputs between layers, drawn as nn.LSTM draws it on a CPU."""
         if not (self.training and self.dropout > 0 and self.num_layers > 1):
             return None
         T, B, _ = input.shape
         return [
-            F.dropout(input.new_ones(T, B, self.hidden_size), self.dropout)
+            F.dropout(input.new_ones(T, B, D * self.hidden_size), self.dropout)
             for _ in range(self.num_layers - 1)
         ]
+
+
+@lru_cache
+def _weight_sizes(input_size, hidden_size, num_layers, bias, D):
+    """The shape of each weight, in nn.LSTM's order."""
+    rows, sizes = 4 * hidden_size, []
+    for layer in range(num_layers):
+        columns = D * hidden_size if layer else input_size
+        sizes += D * [(rows, columns), (rows, hidden_size), *(2 * [(rows,)] if bias else [])]
+    return sizes
 
 
 def _dtype(x):

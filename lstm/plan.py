@@ -75,9 +75,7 @@ def plan(
     # Here, so that Triton is not imported where it is not needed.
     from .kernels import config
 
-    if bidirectional:
-        reason = "bidirectional is not on the kernels yet"
-    elif proj_size:
+    if proj_size:
         reason = "proj_size is not on the kernels yet"
     elif packed:
         reason = "PackedSequence is not on the kernels yet"
@@ -93,6 +91,6 @@ def plan(
         tile = config.tile(hidden_size, batch, dtype.itemsize, interpret)
         where = "Triton's interpreter" if interpret else f"compute capability {card[0]}.{card[1]}"
         operands = torch.float16 if dtype == torch.float32 else dtype
-        programs = -(-batch // tile["BLOCK_B"])
+        programs = -(-batch // tile["BLOCK_B"]) * (2 if bidirectional else 1)
         return Plan("fused", where, tuple(tile.items()), programs, operands)
     return Plan("torch", reason)

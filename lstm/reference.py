@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 
-def lstm(input, h_0, c_0, layers, masks=None, linear=F.linear):
+def lstm(input, h_0, c_0, layers, masks=None, linear=F.linear, D=1):
     """layer.lstm by the equations, one step at a time; differentiable to any order.
 
     Args, shapes and returns: as layer.lstm; linear: what multiplies with a weight, to model a
@@ -12,23 +12,28 @@ def lstm(input, h_0, c_0, layers, masks=None, linear=F.linear):
     """
     T, B, _ = input.shape
     H = layers[0][1].shape[1]
-    h_n, c_n = [], []
+    h_n, c_n, outputs = [], [], []
     x = input
-    for layer, (weight_ih, weight_hh, *biases) in enumerate(layers):
-        h = input.new_zeros(B, H) if h_0 is None else h_0[layer]
-        c = input.new_zeros(B, H) if c_0 is None else c_0[layer]
+    for n, (weight_ih, weight_hh, *biases) in enumerate(layers):
+        h = input.new_zeros(B, H) if h_0 is None else h_0[n]
+        c = input.new_zeros(B, H) if c_0 is None else c_0[n]
         gates_ih = linear(x, weight_ih) + sum(biases)
-        output = []
-        for t in range(T):
+        reverse = n % D == 1
+        output = [None] * T
+        for t in reversed(range(T)) if reverse else range(T):
             i, f, g, o = (gates_ih[t] + linear(h, weight_hh)).chunk(4, dim=1)
             c = f.sigmoid() * c + i.sigmoid() * g.tanh()
             h = o.sigmoid() * c.tanh()
-            output.append(h)
+            output[t] = h
         h_n.append(h)
         c_n.append(c)
-        x = torch.stack(output)
-        if masks and layer < len(masks):
-            x = x * masks[layer]
+        outputs.append(torch.stack(output))
+        if len(outputs) == D:
+            x = torch.cat(outputs, dim=2)
+            outputs = []
+            layer = n // D
+            if masks and layer < len(masks):
+                x = x * masks[layer]
     return x, torch.stack(h_n), torch.stack(c_n)
 
 

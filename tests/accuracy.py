@@ -30,8 +30,8 @@ FEW = 64
 class Case:
     """What one comparison is fed, all in one dtype on one device.
 
-    layers: as lstm.layer.lstm takes them; upstream: gradients of output, h_n and c_n; None is what
-    the loss does not reach, in h_0 and c_0 what is not given.
+    layers, D: as lstm.layer.lstm takes them; upstream: gradients of output, h_n and c_n; None is
+    what the loss does not reach, in h_0 and c_0 what is not given.
     """
 
     input: torch.Tensor
@@ -40,6 +40,7 @@ class Case:
     layers: list
     upstream: dict
     masks: list | None = None
+    D: int = 1
 
     def double(self):
         return replace(
@@ -59,24 +60,27 @@ def _double(x):
 
 def make_case(
     T, B, I, H,
-    dtype=torch.float32, device="cpu", num_layers=1, bias=True, hx=True, reach="output h_n c_n",
+    dtype=torch.float32, device="cpu", num_layers=1, bias=True, hx=True,
+    reach="output h_n c_n", D=1,
 ):  # fmt: skip
     """A Case of nn.LSTM's initial weights and normal numbers. reach: where the loss reaches."""
+    count = num_layers * D
 
     def normal(*size):
         return torch.randn(*size).to(device, dtype)
 
-    weights = [x.detach().to(device, dtype) for x in nn.LSTM(I, H, num_layers, bias).parameters()]
-    size = len(weights) // num_layers
+    module = nn.LSTM(I, H, num_layers, bias, bidirectional=D == 2)
+    weights = [x.detach().to(device, dtype) for x in module.parameters()]
     upstream = {
-        "output": normal(T, B, H), "h_n": normal(num_layers, B, H), "c_n": normal(num_layers, B, H)
+        "output": normal(T, B, D * H), "h_n": normal(count, B, H), "c_n": normal(count, B, H)
     }  # fmt: skip
     return Case(
         input=normal(T, B, I),
-        h_0=normal(num_layers, B, H) if hx else None,
-        c_0=normal(num_layers, B, H) if hx else None,
-        layers=[tuple(weights[at : at + size]) for at in range(0, len(weights), size)],
+        h_0=normal(count, B, H) if hx else None,
+        c_0=normal(count, B, H) if hx else None,
+        layers=layer.by_layer(weights, count),
         upstream={name: x if name in reach.split() else None for name, x in upstream.items()},
+        D=D,
     )
 
 
@@ -92,22 +96,25 @@ def tile(case, **changes):
 def ours(case, **changes):
     """Outputs and gradients of lstm.layer.lstm. changes: of the tile."""
     return _results(
-        lambda *args: layer.lstm(*args, case.masks, tile(case, **changes), "tf32"), case
+        lambda *args: layer.lstm(*args, case.masks, tile(case, **changes), "tf32", case.D), case
     )
 
 
 def truth(case):
     case = case.double()
-    return _results(lambda *args: reference.lstm(*args, case.masks), case)
+    return _results(lambda *args: reference.lstm(*args, case.masks, D=case.D), case)
 
 
 def peer(case):
     if case.masks is not None or (case.input.dtype == torch.float32 and not case.input.is_cuda):
         case = case.double()
-        return _results(lambda *args: reference.lstm(*args, case.masks, _TF32Linear.apply), case)
+        return _results(
+            lambda *args: reference.lstm(*args, case.masks, _TF32Linear.apply, case.D), case
+        )
 
     (I, H), weights = (case.input.shape[2], case.layers[0][1].shape[1]), case.layers[0]
-    module = nn.LSTM(I, H, len(case.layers), len(weights) > 2).to(case.input)
+    layers, D = len(case.layers) // case.D, case.D
+    module = nn.LSTM(I, H, layers, len(weights) > 2, bidirectional=D == 2).to(case.input)
     given = [weight for weights in case.layers for weight in weights]
     with torch.no_grad():
         for parameter, weight in zip(module.parameters(), given, strict=True):
@@ -133,8 +140,7 @@ def _results(function, case, weights=None):
     fed = {name: None if x is None else x.detach().requires_grad_() for name, x in fed.items()}
     if weights is None:
         weights = [x.detach().requires_grad_() for weights in case.layers for x in weights]
-    size = len(case.layers[0])
-    layers = [tuple(weights[at : at + size]) for at in range(0, len(weights), size)]
+    layers = layer.by_layer(weights, len(case.layers))
     returned = dict(zip(case.upstream, function(*fed.values(), layers), strict=True))
 
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")

@@ -16,25 +16,26 @@ SIZE = TILE["BLOCK_H"] * 8
 RESULTS = ["grad_gates", "grad_h_0", "grad_c_0"]
 
 
-def arguments(guarded, T=3):
+def arguments(guarded, T=3, D=1):
     """Of lstm_backward, all tensors given, as a dict in its order."""
-    weight_hh = guarded.full(torch.randn(4 * H, H) / 4)
-    gates, cells = guarded.empty(3, T, 4, SIZE), guarded.empty(3, T + 1, SIZE)
+    weight_hh = guarded.full(torch.randn(D, 4 * H, H) / 4)
+    gates, cells = guarded.empty(D, 3, T, 4, SIZE), guarded.empty(D, 3, T + 1, SIZE)
     lstm_forward(
-        guarded.full(torch.randn(T, B, 4, H)), weight_hh,
-        guarded.full(torch.randn(B, H)), guarded.full(torch.randn(B, H)),
-        guarded.empty(T, B, H), guarded.empty(B, H), guarded.empty(B, H), gates, cells, TILE,
+        guarded.full(torch.randn(D, T, B, 4, H)), weight_hh,
+        guarded.full(torch.randn(D, B, H)), guarded.full(torch.randn(D, B, H)),
+        guarded.empty(T, B, D, H), guarded.empty(D, B, H), guarded.empty(D, B, H),
+        gates, cells, TILE,
     )  # fmt: skip
     return {
         "gates": gates,
         "cells": cells,
-        "weight_hh_t": guarded.full(weight_hh.t().contiguous()),
-        "grad_output": guarded.full(torch.randn(T, B, H)),
-        "grad_h_n": guarded.full(torch.randn(B, H)),
-        "grad_c_n": guarded.full(torch.randn(B, H)),
-        "grad_gates": guarded.empty(T, B, 4, H),
-        "grad_h_0": guarded.empty(B, H),
-        "grad_c_0": guarded.empty(B, H),
+        "weight_hh_t": guarded.full(weight_hh.mT.contiguous()),
+        "grad_output": guarded.full(torch.randn(T, B, D, H)),
+        "grad_h_n": guarded.full(torch.randn(D, B, H)),
+        "grad_c_n": guarded.full(torch.randn(D, B, H)),
+        "grad_gates": guarded.empty(D, T, B, 4, H),
+        "grad_h_0": guarded.empty(D, B, H),
+        "grad_c_0": guarded.empty(D, B, H),
     }
 
 
@@ -44,10 +45,11 @@ def fresh(guarded, given):
 
 # One step and two: what is read ahead ends before it begins.
 @pytest.mark.parametrize("T", [1, 2, 3])
+@pytest.mark.parametrize("D", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_reads_and_writes_stay_within_the_tensors(T, dtype, device, monkeypatch):
+def test_reads_and_writes_stay_within_the_tensors(T, D, dtype, device, monkeypatch):
     guarded = Guarded(device, dtype, monkeypatch)
-    lstm_backward(*arguments(guarded, T).values(), TILE)
+    lstm_backward(*arguments(guarded, T, D).values(), TILE)
     assert guarded.intact()
 
 
@@ -85,19 +87,18 @@ def test_offsets_beyond_32_bits(monkeypatch):
         pytest.skip("only the interpreter can run one program of a grid alone")
     H, few, many = 16, 8, 2**27 + 8
     sizes = {
-        "gates": (1, 2, 4, H * 8),
-        "cells": (1, 3, H * 8),
-        "weight_hh_t": (H, 4, H),
-        "grad_output": (2, few, H),
-        "grad_h_n": (few, H),
-        "grad_c_n": (few, H),
-        "grad_gates": (2, few, 4, H),
-        "grad_h_0": (few, H),
-        "grad_c_0": (few, H),
+        "gates": (1, 1, 2, 4, H * 8),
+        "cells": (1, 1, 3, H * 8),
+        "weight_hh_t": (1, H, 4, H),
+        "grad_output": (2, few, 1, H),
+        "grad_h_n": (1, few, H),
+        "grad_c_n": (1, few, H),
+        "grad_gates": (1, 2, few, 4, H),
+        "grad_h_0": (1, few, H),
+        "grad_c_0": (1, few, H),
     }
-    batches = dict.fromkeys(sizes, (0, 1)) | {
-        "gates": (0, 8), "cells": (0, 8), "weight_hh_t": None,
-        "grad_output": (1, 1), "grad_gates": (1, 1),
+    batches = dict.fromkeys(sizes, (1, 1)) | {
+        "gates": (1, 8), "cells": (1, 8), "weight_hh_t": None, "grad_gates": (2, 1)
     }  # fmt: skip
     near, far, last = far_pair(sizes, batches, few, many)
     lstm_backward(*near.values(), tile(H, few, 2, True))

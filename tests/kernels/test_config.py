@@ -16,7 +16,7 @@ SIZES = list(product(range(1, config.MAX_HIDDEN_SIZE + 1), (2, 4)))  # hidden_si
 def test_a_tile_is_the_kernels_keyword_arguments(kernel):
     names = list(inspect.signature(kernel.fn).parameters)
     tile = config.tile(128, 100, 4)
-    assert list(tile) == [*names[names.index("H") + 1 :], "num_warps", "num_stages", "maxnreg"]
+    assert list(tile) == [*names[names.index("D") + 1 :], "num_warps", "num_stages", "maxnreg"]
 
 
 def test_block_h_is_the_next_power_of_two_from_sixteen_on():

@@ -14,27 +14,28 @@ TILE = tile(H, B, 2, interpreted()) | {"BLOCK_B": 8}
 SIZE = TILE["BLOCK_H"] * 8
 
 
-def arguments(guarded, T=3):
+def arguments(guarded, T=3, D=1):
     """Of lstm_forward, all tensors given, as a dict in its order."""
     return {
-        "gates_ih": guarded.full(torch.randn(T, B, 4, H)),
-        "weight_hh": guarded.full(torch.randn(4, H, H) / 4),
-        "h_0": guarded.full(torch.randn(B, H)),
-        "c_0": guarded.full(torch.randn(B, H)),
-        "output": guarded.empty(T, B, H),
-        "h_n": guarded.empty(B, H),
-        "c_n": guarded.empty(B, H),
-        "gates": guarded.empty(3, T, 4, SIZE),
-        "cells": guarded.empty(3, T + 1, SIZE),
+        "gates_ih": guarded.full(torch.randn(D, T, B, 4, H)),
+        "weight_hh": guarded.full(torch.randn(D, 4, H, H) / 4),
+        "h_0": guarded.full(torch.randn(D, B, H)),
+        "c_0": guarded.full(torch.randn(D, B, H)),
+        "output": guarded.empty(T, B, D, H),
+        "h_n": guarded.empty(D, B, H),
+        "c_n": guarded.empty(D, B, H),
+        "gates": guarded.empty(D, 3, T, 4, SIZE),
+        "cells": guarded.empty(D, 3, T + 1, SIZE),
     }
 
 
 # One step and two: what is read ahead ends before it begins.
 @pytest.mark.parametrize("T", [1, 2, 3])
+@pytest.mark.parametrize("D", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_reads_and_writes_stay_within_the_tensors(T, dtype, device, monkeypatch):
+def test_reads_and_writes_stay_within_the_tensors(T, D, dtype, device, monkeypatch):
     guarded = Guarded(device, dtype, monkeypatch)
-    lstm_forward(*arguments(guarded, T).values(), TILE)
+    lstm_forward(*arguments(guarded, T, D).values(), TILE)
     assert guarded.intact()
 
 
@@ -42,10 +43,10 @@ def test_reads_and_writes_stay_within_the_tensors(T, dtype, device, monkeypatch)
 def test_last_states_are_the_last_step(dtype, device, monkeypatch):
     given = arguments(Guarded(device, dtype, monkeypatch))
     lstm_forward(*given.values(), TILE)
-    assert torch.equal(given["h_n"], given["output"][-1])
+    assert torch.equal(given["h_n"][0], given["output"][-1, :, 0])
     # cells, c_0 to c_T, in private order: the same numbers and those of the padding
-    assert torch.isin(given["c_0"], given["cells"][:, 0]).all()
-    assert torch.isin(given["c_n"], given["cells"][:, -1]).all()
+    assert torch.isin(given["c_0"], given["cells"][0, :, 0]).all()
+    assert torch.isin(given["c_n"], given["cells"][0, :, -1]).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -84,18 +85,18 @@ def test_offsets_beyond_32_bits(monkeypatch):
         pytest.skip("only the interpreter can run one program of a grid alone")
     H, few, many = 16, 8, 2**27 + 8
     sizes = {
-        "gates_ih": (2, few, 4, H),
-        "weight_hh": (4, H, H),
-        "h_0": (few, H),
-        "c_0": (few, H),
-        "output": (2, few, H),
-        "h_n": (few, H),
-        "c_n": (few, H),
-        "gates": (1, 2, 4, H * 8),
-        "cells": (1, 3, H * 8),
+        "gates_ih": (1, 2, few, 4, H),
+        "weight_hh": (1, 4, H, H),
+        "h_0": (1, few, H),
+        "c_0": (1, few, H),
+        "output": (2, few, 1, H),
+        "h_n": (1, few, H),
+        "c_n": (1, few, H),
+        "gates": (1, 1, 2, 4, H * 8),
+        "cells": (1, 1, 3, H * 8),
     }
-    batches = dict.fromkeys(sizes, (0, 1)) | {
-        "gates_ih": (1, 1), "weight_hh": None, "output": (1, 1), "gates": (0, 8), "cells": (0, 8)
+    batches = dict.fromkeys(sizes, (1, 1)) | {
+        "gates_ih": (2, 1), "weight_hh": None, "gates": (1, 8), "cells": (1, 8)
     }  # fmt: skip
     near, far, last = far_pair(sizes, batches, few, many)
     lstm_forward(*near.values(), tile(H, few, 2, True))

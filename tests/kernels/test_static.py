@@ -18,8 +18,8 @@ from bench.static_report import (
     CARDS,
     ITEMSIZE,
     KERNELS,
+    MAIN_KERNELS,
     MAIN_SIZES,
-    OTHER_KERNELS,
     Configuration,
     Row,
     configurations,
@@ -83,7 +83,7 @@ def test_every_kind_of_tile_is_compiled_and_the_main_sizes_for_every_card():
 
     compiled = configurations()
     kinds = {kind(c.kernel, c.hidden_size, c.dtype) for c in compiled}
-    assert kinds >= wanted(OTHER_KERNELS) and set(OTHER_KERNELS) < set(KERNELS)
+    assert kinds >= wanted(MAIN_KERNELS) and set(MAIN_KERNELS) < set(KERNELS)
     assert max(Counter(compiled).values()) == 1
     everything = Counter(configurations(everything=True))
     assert max(everything.values()) == 1
@@ -92,7 +92,9 @@ def test_every_kind_of_tile_is_compiled_and_the_main_sizes_for_every_card():
         assert {kind(c.kernel, c.hidden_size, c.dtype) for c in here} == wanted(KERNELS)
     for card in CARDS:
         main = {(c.kernel, c.hidden_size, c.dtype) for c in configurations([card])}
-        assert main >= {(k, size, d) for k in KERNELS for size in MAIN_SIZES for d in ITEMSIZE}
+        assert main >= {(k, size, d) for k in MAIN_KERNELS for size in MAIN_SIZES for d in ITEMSIZE}
+    variants = {(c.kernel, c.dtype) for c in compiled if c.hidden_size in MAIN_SIZES}
+    assert variants == {(kernel, dtype) for kernel in KERNELS for dtype in ITEMSIZE}
 
 
 @pytest.mark.parametrize("card", CARDS)
@@ -187,7 +189,7 @@ def test_bad_options_are_refused_before_anything_compiles(arguments, env, reason
     assert not done.stdout
 
 
-@pytest.mark.parametrize("kernel", OTHER_KERNELS)
+@pytest.mark.parametrize("kernel", MAIN_KERNELS)
 def test_it_says_whether_amd_compiles(record, kernel):
     verdict = record["case"]["gfx942"][kernel]
     assert verdict == "compiles" or verdict.startswith("does not compile: error")

@@ -72,6 +72,33 @@ def test_two_layers(dtype, device):
     assert_matches(make_case(4, 5, 7, 20, dtype, device, num_layers=2))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_both_directions(num_layers, dtype, device):
+    assert_matches(make_case(5, 17, 7, 20, dtype, device, num_layers, D=2), BLOCK_B=8)
+
+
+@pytest.mark.parametrize("H", [37, 64, 128])
+def test_both_directions_of_other_sizes(H, device):
+    assert_matches(make_case(3, 5, 7, H, device=device, D=2))
+
+
+@pytest.mark.parametrize("T", [1, 2])
+def test_both_directions_of_few_steps(T, device):
+    assert_matches(make_case(T, 5, 7, 20, device=device, D=2))
+
+
+@pytest.mark.parametrize("reach", ["output", "h_n", "c_n"])
+def test_both_directions_with_gradients_from_a_part_of_the_results(reach, device):
+    assert_matches(make_case(4, 5, 7, 20, device=device, num_layers=2, hx=False, reach=reach, D=2))
+
+
+def test_both_directions_with_dropout_masks_and_no_bias(device):
+    case = make_case(4, 5, 7, 20, device=device, num_layers=3, bias=False, D=2)
+    case.masks = [2.0 * torch.randint(2, (4, 5, 40), device=device) for _ in range(2)]
+    assert_matches(case)
+
+
 def test_three_layers(device):
     assert_matches(make_case(3, 5, 7, 20, device=device, num_layers=3))
 

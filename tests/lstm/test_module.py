@@ -202,6 +202,11 @@ CALLS = {
     "hx": ((4, 3, 5), dict(num_layers=2), (2, 3, 20)),
     "hx_batch_first": ((3, 4, 5), dict(num_layers=2, batch_first=True), (2, 3, 20)),
     "hx_unbatched": ((4, 5), dict(num_layers=2), (2, 20)),
+    "bidirectional": ((4, 3, 5), dict(bidirectional=True), None),
+    "bidirectional_layers": ((4, 3, 5), dict(bidirectional=True, num_layers=2), (4, 3, 20)),
+    "bidirectional_no_bias": ((4, 3, 5), dict(bidirectional=True, bias=False), None),
+    "bidirectional_batch_first": ((3, 4, 5), dict(bidirectional=True, batch_first=True), None),
+    "bidirectional_unbatched": ((4, 5), dict(bidirectional=True), (2, 20)),
     "one_step": ((1, 3, 5), {}, (1, 3, 20)),
     "one_sequence": ((4, 1, 5), {}, (1, 1, 20)),
 }
@@ -559,12 +564,11 @@ def test_bad_batch_first_calls_raise_as_in_nn_lstm(options):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (dict(bidirectional=True), "bidirectional"),
         (dict(proj_size=7), "proj_size"),
         (dict(hidden_size=129), "hidden_size above 128"),
         (dict(dtype=torch.float64), "torch.float64"),
     ],
-    ids=["bidirectional", "proj_size", "hidden_size", "float64"],
+    ids=["proj_size", "hidden_size", "float64"],
 )
 def test_module_not_on_the_kernels_equals_nn_lstm_bitwise(options, reason, device, launches):
     ours, theirs = pair(**(dict(input_size=5, hidden_size=20, num_layers=2) | options))

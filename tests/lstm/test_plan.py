@@ -32,7 +32,6 @@ NOT_ON_THE_KERNELS = {
     "no NVIDIA GPU": dict(card=None),
     "compute capability 7.0 is below 8.0": dict(card=(7, 0)),
     "compute capability 7.5 is below 8.0": dict(card=(7, 5)),
-    "bidirectional": dict(bidirectional=True),
     "proj_size": dict(proj_size=1),
     "PackedSequence": dict(packed=True),
     "hidden_size above 128": dict(hidden_size=129),
@@ -52,6 +51,10 @@ def test_the_reason_names_what_is_not_on_the_kernels(reason, change):
     assert reason in other.reason
     assert str(other) == f"torch.nn.LSTM: {other.reason}"
     assert (other.tile, other.programs, other.operands) == ((), 0, None)
+
+
+def test_both_directions_take_twice_the_programs():
+    assert plan(**CALL, bidirectional=True).programs == 2 * plan(**CALL).programs
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
