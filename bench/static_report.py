@@ -36,11 +36,13 @@ from lstm.plan import interpreted
 
 # Each with its directions and the pointers that are None.
 KERNELS = {
-    "forward": (lstm_forward_kernel, 1, ()),
-    "forward, not saving": (lstm_forward_kernel, 1, ("gates_ptr", "cells_ptr")),
-    "backward": (lstm_backward_kernel, 1, ()),
-    "forward, both ways": (lstm_forward_kernel, 2, ()),
-    "backward, both ways": (lstm_backward_kernel, 2, ()),
+    "forward": (lstm_forward_kernel, 1, ("offsets_ptr",)),
+    "forward, not saving": (lstm_forward_kernel, 1, ("offsets_ptr", "gates_ptr", "cells_ptr")),
+    "backward": (lstm_backward_kernel, 1, ("offsets_ptr",)),
+    "forward, both ways": (lstm_forward_kernel, 2, ("offsets_ptr",)),
+    "backward, both ways": (lstm_backward_kernel, 2, ("offsets_ptr",)),
+    "forward, packed": (lstm_forward_kernel, 2, ("h_0_ptr",)),
+    "backward, packed": (lstm_backward_kernel, 2, ()),
 }
 POINTERS = {"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16"}
 ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -159,7 +161,7 @@ def compile_configuration(configuration: Configuration, target: GPUTarget | None
     constants |= dict.fromkeys(absent)
     pointers = [name for name in names if name.endswith("_ptr") and name not in constants]
     signature = dict.fromkeys(names, "i32")
-    signature |= dict.fromkeys(pointers, POINTERS[configuration.dtype])
+    signature |= dict.fromkeys(pointers, POINTERS[configuration.dtype]) | {"offsets_ptr": "*i64"}
     signature |= dict.fromkeys(constants, "constexpr")
     aligned = [
         param.name
@@ -245,6 +247,7 @@ def limits(configuration: Configuration) -> dict[str, int]:
     warps = tile["num_warps"]
     backward = configuration.kernel.startswith("backward")
     scaled = backward and configuration.dtype == "float32"
+    packed = configuration.kernel.endswith("packed")
     # A step exchanges h, or the gradients of four gates: BLOCK_H * BLOCK_B numbers of 16 bits each.
     # Every warp needs all of them, in 32-bit registers of its 32 lanes. W_hh takes BLOCK_H such
     # registers, so reading even a quarter of it again adds BLOCK_H / 16 of the widest reads.
@@ -264,7 +267,8 @@ def limits(configuration: Configuration) -> dict[str, int]:
         # up to three reads.
         "bar": 2 + 3 * scaled,
         "lds + ldsm": reads + 3 * scaled,
-        "ldg": 5 * saved + accesses if backward else 4 * accesses,
+        # Packed also where the rows of a later step begin and end.
+        "ldg": (5 * saved + accesses if backward else 4 * accesses) + 2 * packed,
         # A single warp may exchange by shuffles. The scale's maximum over the lanes of a sequence:
         # three steps for each of a thread's sequences, again after the one over the warps.
         "shfl": (exchanged if warps == 1 else 0) + scaled * 3 * numbers,

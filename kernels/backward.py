@@ -16,6 +16,7 @@ import triton.language as tl
 
 from .cell import cell_factors
 from .layout import (
+    choose,
     column_pair,
     fence,
     from_tile,
@@ -24,6 +25,7 @@ from .layout import (
     order_gates,
     pin,
     product,
+    step_rows,
     tile_indices,
     to_operands,
     to_tile,
@@ -49,7 +51,7 @@ def load_saved(gates_ptr, cells_ptr, offs, SIZE: tl.constexpr):
     do_not_specialize_on_alignment=["grad_h_n_ptr", "grad_c_n_ptr", "grad_h_0_ptr", "grad_c_0_ptr"],
 )
 def lstm_backward_kernel(
-    gates_ptr, cells_ptr, weight_hh_t_ptr, grad_output_ptr, grad_h_n_ptr, grad_c_n_ptr,
+    gates_ptr, cells_ptr, weight_hh_t_ptr, grad_output_ptr, grad_h_n_ptr, grad_c_n_ptr, offsets_ptr,
     grad_gates_ptr, grad_h_0_ptr, grad_c_0_ptr,
     T, B, H: tl.constexpr, D: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr,
@@ -59,7 +61,8 @@ def lstm_backward_kernel(
     Shapes: gates, cells as lstm_forward_kernel wrote them; weight_hh_t (D, H, 4, H), W_hh
         transposed; grad_output (T, B, D, H); grad_h_n, grad_c_n, grad_h_0, grad_c_0 (D, B, H);
         grad_gates (D, T, B, 4, H). All contiguous, in one dtype. grad_output, grad_h_n and grad_c_n
-        may be None, for zeros; grad_h_0 and grad_c_0 where they are not wanted.
+        may be None, for zeros; grad_h_0 and grad_c_0 where they are not wanted. Packed: offsets as
+        forward has them, else None, grad_output (rows, D, H), grad_gates (D, rows, 4, H).
     Numerics: dh, dc and the factors are float32; the gates' gradients are rounded to the operand
         dtype (operand.py) before W_hh^T reads them, and to their own dtype where they are written.
     """
@@ -75,19 +78,30 @@ def lstm_backward_kernel(
     step_z = B.to(tl.int64) * (4 * H)
     step_h = B.to(tl.int64) * (D * H)
     last = (T - 1).to(tl.int64)
+    reverse = 0
     if D == 2:
         # The second direction has the second of everything, and took the first step last.
         reverse = tl.program_id(1).to(tl.int64)
         weight_hh_t_ptr += reverse * (4 * H * H)
-        grad_gates_ptr += reverse * T * step_z
+        if offsets_ptr is None:
+            grad_gates_ptr += reverse * T * step_z
+        else:
+            grad_gates_ptr += reverse * tl.load(offsets_ptr + T) * (4 * H)
         if grad_output_ptr is not None:
             grad_output_ptr += reverse * H
         state += reverse * B * H
         saved += reverse * tl.num_programs(0)
         last *= 1 - reverse
-    grad_gates_ptr += last * step_z + row * (4 * H)
-    if D == 2:
-        step_z *= 1 - 2 * reverse
+    grad_gates_ptr += row * (4 * H)
+    if offsets_ptr is None:
+        grad_gates_ptr += last * step_z
+        if D == 2:
+            step_z *= 1 - 2 * reverse
+    else:
+        begin, count = step_rows(offsets_ptr, 0, T, 1 - reverse)
+        begin_1, count_1 = step_rows(offsets_ptr, 1, T, 1 - reverse)
+        begin_2, count_2 = step_rows(offsets_ptr, 2, T, 1 - reverse)
+        lane = row + tl.arange(0, BLOCK_B)[None, :]
 
     # A block of W_hh^T for each pair of gates, (i, f) and (g, o)
     pair, wr, half, group, unit = operand_indices(BLOCK_H, VEC, 2)
@@ -114,13 +128,21 @@ def lstm_backward_kernel(
         grad = tl.load(grad_c_n_ptr + offs_state, mask=mask, other=0.0)
         dc = to_tile(grad, BLOCK_H, BLOCK_B)
     if grad_output_ptr is not None:
-        grad_output_ptr += last * step_h + row * (D * H)
-        if D == 2:
-            step_h *= 1 - 2 * reverse
-        grad = tl.load(grad_output_ptr + offs_h, mask=mask, other=0.0)
-        dh += to_tile(grad, BLOCK_H, BLOCK_B)
-        grad_output_ptr -= step_h
-        grad = tl.load(grad_output_ptr + offs_h, mask=mask & (T > 1), other=0.0)
+        grad_output_ptr += row * (D * H)
+        if offsets_ptr is None:
+            grad_output_ptr += last * step_h
+            if D == 2:
+                step_h *= 1 - 2 * reverse
+            grad = tl.load(grad_output_ptr + offs_h, mask=mask, other=0.0)
+            dh += to_tile(grad, BLOCK_H, BLOCK_B)
+            grad_output_ptr -= step_h
+            grad = tl.load(grad_output_ptr + offs_h, mask=mask & (T > 1), other=0.0)
+        else:
+            now = mask & (row + sequence < count)
+            grad = tl.load(grad_output_ptr + begin * (D * H) + offs_h, mask=now, other=0.0)
+            dh += to_tile(grad, BLOCK_H, BLOCK_B)
+            now = mask & (row + sequence < count_1) & (T > 1)
+            grad = tl.load(grad_output_ptr + begin_1 * (D * H) + offs_h, mask=now, other=0.0)
     c = unpack(tl.load(cells_ptr + offs_saved), BLOCK_H, BLOCK_B)
     cells_ptr -= SIZE
     s_i, s_f, s_g, s_o, s_c = load_saved(gates_ptr, cells_ptr, offs_saved, SIZE)
@@ -139,6 +161,8 @@ def lstm_backward_kernel(
         cells_ptr -= more * SIZE
         s_i, s_f, s_g, s_o, s_c = load_saved(gates_ptr, cells_ptr, offs_saved, SIZE)
 
+        dh_after = dh
+        dc_after = dc
         dc += k_c * dh
         di = k_i * dc
         df = k_f * dc
@@ -155,17 +179,32 @@ def lstm_backward_kernel(
         dh = dh_if + dh_go
         if FLOAT32:
             dh = dh * (inverse * inverse_s)
+        z_ptr = grad_gates_ptr
+        alive = mask
+        if offsets_ptr is None:
+            grad_gates_ptr -= step_z
+        else:
+            dh = choose(lane < count, dh, dh_after)
+            dc = choose(lane < count, dc, dc_after)
+            alive = mask & (row + sequence < count)
+            z_ptr += begin * (4 * H)
         if grad_output_ptr is not None:
             # Two steps ahead. The fence keeps its use here: any earlier it has not arrived yet.
             dh += to_tile(fence(grad), BLOCK_H, BLOCK_B)
-            grad_output_ptr -= step_h
-            grad = tl.load(grad_output_ptr + offs_h, mask=mask & (s + 2 < T), other=0.0)
+            if offsets_ptr is None:
+                grad_output_ptr -= step_h
+                grad = tl.load(grad_output_ptr + offs_h, mask=mask & (s + 2 < T), other=0.0)
+            else:
+                ahead = mask & (row + sequence < count_2) & (s + 2 < T)
+                grad = tl.load(grad_output_ptr + begin_2 * (D * H) + offs_h, mask=ahead, other=0.0)
+        if offsets_ptr is not None:
+            begin, count, begin_1, count_1 = begin_1, count_1, begin_2, count_2
+            begin_2, count_2 = step_rows(offsets_ptr, s + 3, T, 1 - reverse)
 
-        tl.store(grad_gates_ptr + offs_z, from_tile(di, dtype, mask), mask=mask)
-        tl.store(grad_gates_ptr + H + offs_z, from_tile(df, dtype, mask), mask=mask)
-        tl.store(grad_gates_ptr + 2 * H + offs_z, from_tile(dg, dtype, mask), mask=mask)
-        tl.store(grad_gates_ptr + 3 * H + offs_z, from_tile(do, dtype, mask), mask=mask)
-        grad_gates_ptr -= step_z
+        tl.store(z_ptr + offs_z, from_tile(di, dtype, mask), mask=alive)
+        tl.store(z_ptr + H + offs_z, from_tile(df, dtype, mask), mask=alive)
+        tl.store(z_ptr + 2 * H + offs_z, from_tile(dg, dtype, mask), mask=alive)
+        tl.store(z_ptr + 3 * H + offs_z, from_tile(do, dtype, mask), mask=alive)
     if grad_h_0_ptr is not None:
         tl.store(grad_h_0_ptr + offs_state, from_tile(dh, dtype, mask), mask=mask)
     if grad_c_0_ptr is not None:
@@ -173,12 +212,13 @@ def lstm_backward_kernel(
 
 
 def lstm_backward(
-    gates, cells, weight_hh_t, grad_output, grad_h_n, grad_c_n, grad_gates, grad_h_0, grad_c_0, tile
-):
+    gates, cells, weight_hh_t, grad_output, grad_h_n, grad_c_n, grad_gates, grad_h_0, grad_c_0,
+    tile, B, offsets=None,
+):  # fmt: skip
     """Launch lstm_backward_kernel, whose docstring has the shapes. tile: as forward had it."""
-    D, T, B, _, H = grad_gates.shape
+    D, T, H = gates.shape[0], gates.shape[2], grad_gates.shape[-1]
     grid = (triton.cdiv(B, tile["BLOCK_B"]), D)
     lstm_backward_kernel[grid](
-        gates, cells, weight_hh_t, grad_output, grad_h_n, grad_c_n,
+        gates, cells, weight_hh_t, grad_output, grad_h_n, grad_c_n, offsets,
         grad_gates, grad_h_0, grad_c_0, T, B, H, D, **tile,
     )  # fmt: skip

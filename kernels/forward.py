@@ -14,6 +14,7 @@ import triton.language as tl
 
 from .cell import cell_forward
 from .layout import (
+    choose,
     from_tile,
     gate_pair,
     inline,
@@ -22,6 +23,7 @@ from .layout import (
     pack,
     pin,
     product,
+    step_rows,
     tile_indices,
     to_operands,
     to_tile,
@@ -70,18 +72,23 @@ def only(x, mask):
 
 @inline
 def finish_step(
-    z_i, z_f, z_g, z_o, d_i, d_f, d_g, d_o, c,
-    output_ptr, gates_ptr, cells_ptr, offs_h, mask,
+    z_i, z_f, z_g, z_o, d_i, d_f, d_g, d_o, h_prev, c_prev,
+    output_ptr, gates_ptr, cells_ptr, offs_h, mask, active,
     BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """A step after its product: the cell, and what is written. z: of gates_ih; d: W_hh h."""
+    """A step after its product: the cell, and what is written. z: of gates_ih; d: W_hh h; active:
+    which sequences take it, None for all; the others keep their states.
+    """
     dtype: tl.constexpr = output_ptr.dtype.element_ty
     SIZE: tl.constexpr = BLOCK_H * BLOCK_B
     if FAST:
         z_i = 0.5 * z_i
         z_f = 0.5 * z_f
         z_o = 0.5 * z_o
-    i, f, g, o, h, c = cell_forward(z_i + d_i, z_f + d_f, z_g + d_g, z_o + d_o, c, FAST)
+    i, f, g, o, h, c = cell_forward(z_i + d_i, z_f + d_f, z_g + d_g, z_o + d_o, c_prev, FAST)
+    if active is not None:
+        h = choose(active, h, h_prev)
+        c = choose(active, c, c_prev)
     tl.store(output_ptr + offs_h, from_tile(h, dtype, mask), mask=mask)
     if gates_ptr is not None:
         offs = tl.arange(0, SIZE)
@@ -100,7 +107,7 @@ def finish_step(
     do_not_specialize_on_alignment=["h_0_ptr", "c_0_ptr", "h_n_ptr", "c_n_ptr"],
 )
 def lstm_forward_kernel(
-    gates_ih_ptr, weight_hh_ptr, h_0_ptr, c_0_ptr,
+    gates_ih_ptr, weight_hh_ptr, h_0_ptr, c_0_ptr, offsets_ptr,
     output_ptr, h_n_ptr, c_n_ptr, gates_ptr, cells_ptr,
     T, B, H: tl.constexpr, D: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr,
@@ -112,6 +119,8 @@ def lstm_forward_kernel(
         BLOCK_H * BLOCK_B), c_0 to c_T, in the order of the steps taken and in private order
         (layout.pack), for backward only. All contiguous, in one dtype. h_0 and c_0 may be None, for
         zeros; gates and cells are None where no gradient is wanted.
+        Packed: offsets (T + 1), int64, else None, are where the rows of each step begin, and
+        gates_ih is (D, rows, 4, H), output (rows, D, H), h_0 None: its product is in gates_ih.
     Numerics: z, the cell and c are float32; h_t is rounded to the operand dtype (operand.py)
         before W_hh reads it.
     """
@@ -128,12 +137,17 @@ def lstm_forward_kernel(
     step_h = B.to(tl.int64) * (D * H)
     gates_ih_ptr += row * (4 * H)
     output_ptr += row * (D * H)
+    reverse = 0
     if D == 2:
         # The second direction has the second of everything, and takes the steps from the last.
         reverse = tl.program_id(1).to(tl.int64)
         weight_hh_ptr += reverse * (4 * H * H)
-        gates_ih_ptr += reverse * (2 * T - 1) * step_z
-        output_ptr += reverse * ((T - 1) * step_h + H)
+        output_ptr += reverse * H
+        if offsets_ptr is None:
+            gates_ih_ptr += reverse * (2 * T - 1) * step_z
+            output_ptr += reverse * (T - 1) * step_h
+        else:
+            gates_ih_ptr += reverse * tl.load(offsets_ptr + T) * (4 * H)
         state += reverse * B * H
         saved += reverse * tl.num_programs(0)
         step_z *= 1 - 2 * reverse
@@ -162,7 +176,14 @@ def lstm_forward_kernel(
         cells_ptr += saved * (T + 1) * SIZE
         tl.store(cells_ptr + tl.arange(0, SIZE), pack(c, dtype))
         cells_ptr += SIZE
-    x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask, H)
+    if offsets_ptr is None:
+        x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask, H)
+    else:
+        begin, count = step_rows(offsets_ptr, 0, T, reverse)
+        begin_1, count_1 = step_rows(offsets_ptr, 1, T, reverse)
+        now = mask & (row + sequence < count)
+        x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + begin * (4 * H) + offs_z, now, H)
+        lane = row + tl.arange(0, BLOCK_B)[None, :]
 
     first = 0
     if h_0_ptr is not None:
@@ -178,7 +199,7 @@ def lstm_forward_kernel(
         z_i, z_f, z_g, z_o = gate_tiles(x_i, x_f, x_g, x_o, BLOCK_H, BLOCK_B)
         h, c = finish_step(
             z_i, z_f, z_g, z_o, only(d_i, mask), only(d_f, mask), only(d_g, mask), only(d_o, mask),
-            c, output_ptr, gates_ptr, cells_ptr, offs_h, mask, BLOCK_H, BLOCK_B, FAST,
+            h, c, output_ptr, gates_ptr, cells_ptr, offs_h, mask, None, BLOCK_H, BLOCK_B, FAST,
         )  # fmt: skip
         first = 1
         gates_ih_ptr += step_z
@@ -190,16 +211,28 @@ def lstm_forward_kernel(
 
     for t in range(first, T):
         z_i, z_f, z_g, z_o = gate_tiles(x_i, x_f, x_g, x_o, BLOCK_H, BLOCK_B)
-        gates_ih_ptr += step_z
-        x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask & (t + 1 < T), H)
+        if offsets_ptr is None:
+            gates_ih_ptr += step_z
+            x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask & (t + 1 < T), H)
+            out_ptr = output_ptr
+            alive = mask
+            active = None
+            output_ptr += step_h
+        else:
+            active = lane < count
+            alive = mask & (row + sequence < count)
+            out_ptr = output_ptr + begin * (D * H)
+            ahead = mask & (row + sequence < count_1) & (t + 1 < T)
+            x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + begin_1 * (4 * H) + offs_z, ahead, H)
+            begin, count = begin_1, count_1
+            begin_1, count_1 = step_rows(offsets_ptr, t + 2, T, reverse)
         d_i, d_f, d_g, d_o = gates_product(w_0, w_1, w_2, w_3, h.to(DOT), VEC)
         if FLOAT32:
             d_i, d_f, d_g, d_o = d_i * inverse, d_f * inverse, d_g * inverse, d_o * inverse
         h, c = finish_step(
             z_i, z_f, z_g, z_o, d_i, d_f, d_g, d_o,
-            c, output_ptr, gates_ptr, cells_ptr, offs_h, mask, BLOCK_H, BLOCK_B, FAST,
+            h, c, out_ptr, gates_ptr, cells_ptr, offs_h, alive, active, BLOCK_H, BLOCK_B, FAST,
         )  # fmt: skip
-        output_ptr += step_h
         if gates_ptr is not None:
             gates_ptr += 4 * SIZE
             cells_ptr += SIZE
@@ -207,10 +240,13 @@ def lstm_forward_kernel(
     tl.store(c_n_ptr + offs_state, from_tile(c, dtype, mask), mask=mask)
 
 
-def lstm_forward(gates_ih, weight_hh, h_0, c_0, output, h_n, c_n, gates, cells, tile):
+def lstm_forward(
+    gates_ih, weight_hh, h_0, c_0, output, h_n, c_n, gates, cells, tile, offsets=None
+):  # fmt: skip
     """Launch lstm_forward_kernel, whose docstring has the shapes. tile: config.tile(...)."""
-    T, B, D, H = output.shape
+    D, B, H = h_n.shape
+    T = output.shape[0] if offsets is None else offsets.shape[0] - 1
     grid = (triton.cdiv(B, tile["BLOCK_B"]), D)
     lstm_forward_kernel[grid](
-        gates_ih, weight_hh, h_0, c_0, output, h_n, c_n, gates, cells, T, B, H, D, **tile
+        gates_ih, weight_hh, h_0, c_0, offsets, output, h_n, c_n, gates, cells, T, B, H, D, **tile
     )

@@ -151,6 +151,24 @@ def to_operands(w, BLOCK_H: tl.constexpr, VEC: tl.constexpr, GROUPS: tl.constexp
 
 
 @inline
+def step_rows(offsets_ptr, step, T, backwards):
+    """First row of a packed step and how many there are; backwards, 0 or 1: counted from the last.
+
+    Of a step beyond the last one: those of the last.
+    """
+    step = tl.minimum(step, T - 1)
+    step += backwards * (T - 1 - 2 * step)
+    begin = tl.load(offsets_ptr + step)
+    return begin, tl.load(offsets_ptr + step + 1) - begin
+
+
+@inline
+def choose(flags, x, y):
+    """x for the sequences with a flag, (1, BLOCK_B), else y: tiles."""
+    return tl.where(tl.broadcast_to(flags, (x.shape[0], x.shape[1])), x, y)
+
+
+@inline
 def order_units(h, VEC: tl.constexpr):
     """Operand B of the forward product: a tile, its units in the order of the weights' columns."""
     BLOCK_H: tl.constexpr = h.shape[0]

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import plan as plans
 from .layer import by_layer, lstm
+from .packing import Packing
 from .precision import fp32_precision
 
 
@@ -60,23 +61,31 @@ class LSTM(RNNBase):
             return nn.LSTM.forward(self, input, hx)
 
         weights = self._weights()
+        packing = None
+        if isinstance(input, PackedSequence):
+            input, batch_sizes, order, restore = input
+            packing = Packing(batch_sizes, input.device)
+            hx = hx if hx is None else self.permute_hidden(hx, order)
         h_0, c_0 = (None, None) if hx is None else hx
         dtype = _dtype(input)
         if torch.is_autocast_enabled(input.device.type):
             weights = [weight.to(dtype) for weight in weights]
             input, h_0, c_0 = (x if x is None else x.to(dtype) for x in (input, h_0, c_0))
-        batched = input.dim() == 3
+        batched = packing or input.dim() == 3
         if not batched:
             input = input.unsqueeze(1)
             h_0, c_0 = (x if x is None else x.unsqueeze(1) for x in (h_0, c_0))
-        elif self.batch_first:
+        elif self.batch_first and not packing:
             input = input.transpose(0, 1)
 
         D = 2 if self.bidirectional else 1
         output, h_n, c_n = lstm(
             input, h_0, c_0, by_layer(weights, self.num_layers * D), self._dropout_masks(input, D),
-            dict(plan.tile), fp32_precision(), D,
+            dict(plan.tile), fp32_precision(), D, packing,
         )  # fmt: skip
+        if packing:
+            output = PackedSequence(output, batch_sizes, order, restore)
+            return output, self.permute_hidden((h_n, c_n), restore)
         if not batched:
             return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
         return output.transpose(0, 1) if self.batch_first else output, (h_n, c_n)
@@ -86,8 +95,7 @@ class LSTM(RNNBase):
 
         Returns: lstm.Plan, which prints well.
         """
-        packed = isinstance(input, PackedSequence)
-        x = input.data if packed else input
+        x = input.data if isinstance(input, PackedSequence) else input
         if not isinstance(x, torch.Tensor):
             return plans.Plan("torch", "the input is no tensor")
         card, interpret = plans.capability(x.device), plans.interpreted()
@@ -97,22 +105,34 @@ class LSTM(RNNBase):
             return plans.Plan("torch", "a torch.func transform or torch.jit.trace is active")
         plan = plans.plan(
             self.hidden_size,
-            1 if packed or x.dim() != 3 else x.shape[0 if self.batch_first else 1],
+            self._batch(input),
             _dtype(x),
             card,
             interpret,
             fp32_precision(),
             self.bidirectional,
             self.proj_size,
-            packed,
         )
         if plan.path == "fused" and not self._accepts(input, hx):
             # PyTorch's LSTM has the error for it.
             return plans.Plan("torch", "input, hx and weights do not fit together")
         return plan
 
+    def _batch(self, input):
+        """Sequences in an input of any kind."""
+        if isinstance(input, PackedSequence):
+            return int(input.batch_sizes[0])
+        return 1 if input.dim() != 3 else input.shape[0 if self.batch_first else 1]
+
     def _accepts(self, input, hx):
         """Whether shapes, dtypes and devices are as the kernels take them."""
+        batch = [self._batch(input)]
+        if isinstance(input, PackedSequence):
+            input, batch_sizes, *_ = input
+            if input.dim() != 2 or not Packing.valid(batch_sizes, len(input)):
+                return False
+        elif input.dim() == 2:
+            batch = []
         if input.dim() not in (2, 3) or input.shape[-1] != self.input_size or input.numel() == 0:
             return False
         weights = self._weights()
@@ -125,7 +145,6 @@ class LSTM(RNNBase):
         if hx is not None:
             if not (isinstance(hx, (tuple, list)) and len(hx) == 2):
                 return False
-            batch = [] if input.dim() == 2 else [input.shape[0 if self.batch_first else 1]]
             shape = (self.num_layers * D, *batch, self.hidden_size)
             if not all(isinstance(x, torch.Tensor) and x.shape == shape for x in hx):
                 return False
@@ -144,9 +163,9 @@ class LSTM(RNNBase):
         """What multiplies the outputs between layers, drawn as nn.LSTM draws it on a CPU."""
         if not (self.training and self.dropout > 0 and self.num_layers > 1):
             return None
-        T, B, _ = input.shape
+        rows = input.shape[:-1]
         return [
-            F.dropout(input.new_ones(T, B, D * self.hidden_size), self.dropout)
+            F.dropout(input.new_ones(*rows, D * self.hidden_size), self.dropout)
             for _ in range(self.num_layers - 1)
         ]
 

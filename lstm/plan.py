@@ -59,7 +59,7 @@ def capability(device):
 @lru_cache(maxsize=1024)
 def plan(
     hidden_size, batch, dtype, card, interpret=False, precision="tf32",
-    bidirectional=False, proj_size=0, packed=False,
+    bidirectional=False, proj_size=0,
 ):  # fmt: skip
     """The path of one call.
 
@@ -77,8 +77,6 @@ def plan(
 
     if proj_size:
         reason = "proj_size is not on the kernels yet"
-    elif packed:
-        reason = "PackedSequence is not on the kernels yet"
     elif hidden_size > config.MAX_HIDDEN_SIZE:
         reason = f"hidden_size above {config.MAX_HIDDEN_SIZE} is not on the kernels yet"
     elif dtype not in DTYPES:

@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from lstm import layer, reference
+from lstm.packing import Packing
 from lstm.plan import capability, interpreted, plan
 from lstm.reference import relative_error
 
@@ -41,6 +43,7 @@ class Case:
     upstream: dict
     masks: list | None = None
     D: int = 1
+    batch_sizes: torch.Tensor | None = None
 
     def double(self):
         return replace(
@@ -84,46 +87,81 @@ def make_case(
     )
 
 
+def packed(case, lengths):
+    """The case with its sequences cut to these lengths, longest first, and packed."""
+    given = pack_padded_sequence(case.input, lengths)
+    output = case.upstream["output"]
+    if output is not None:
+        output = pack_padded_sequence(output, lengths).data
+    return replace(
+        case,
+        input=given.data,
+        upstream=case.upstream | {"output": output},
+        batch_sizes=given.batch_sizes,
+    )
+
+
+def packing(case):
+    """Where a case's rows lie, if it is packed."""
+    return (
+        case.batch_sizes
+        if case.batch_sizes is None
+        else Packing(case.batch_sizes, case.input.device)
+    )
+
+
 def tile(case, **changes):
     """The tile the module would take for a case, with changes."""
     H = case.layers[0][1].shape[1]
-    planned = plan(
-        H, case.input.shape[1], case.input.dtype, capability(case.input.device), interpreted()
-    )
+    B = case.input.shape[1] if case.batch_sizes is None else int(case.batch_sizes[0])
+    planned = plan(H, B, case.input.dtype, capability(case.input.device), interpreted())
     return dict(planned.tile) | changes
 
 
 def ours(case, **changes):
     """Outputs and gradients of lstm.layer.lstm. changes: of the tile."""
     return _results(
-        lambda *args: layer.lstm(*args, case.masks, tile(case, **changes), "tf32", case.D), case
+        lambda *args: layer.lstm(
+            *args, case.masks, tile(case, **changes), "tf32", case.D, packing(case)
+        ),
+        case,
     )
 
 
 def truth(case):
     case = case.double()
-    return _results(lambda *args: reference.lstm(*args, case.masks, D=case.D), case)
+    options = dict(D=case.D, batch_sizes=case.batch_sizes)
+    return _results(lambda *args: reference.lstm(*args, case.masks, **options), case)
 
 
 def peer(case):
     if case.masks is not None or (case.input.dtype == torch.float32 and not case.input.is_cuda):
         case = case.double()
         return _results(
-            lambda *args: reference.lstm(*args, case.masks, _TF32Linear.apply, case.D), case
+            lambda *args: reference.lstm(
+                *args, case.masks, _TF32Linear.apply, case.D, case.batch_sizes
+            ),
+            case,
         )
 
-    (I, H), weights = (case.input.shape[2], case.layers[0][1].shape[1]), case.layers[0]
+    (I, H), weights = (case.input.shape[-1], case.layers[0][1].shape[1]), case.layers[0]
     layers, D = len(case.layers) // case.D, case.D
     module = nn.LSTM(I, H, layers, len(weights) > 2, bidirectional=D == 2).to(case.input)
     given = [weight for weights in case.layers for weight in weights]
     with torch.no_grad():
         for parameter, weight in zip(module.parameters(), given, strict=True):
             parameter.copy_(weight)
+
+    def sequences(input):
+        return input if case.batch_sizes is None else PackedSequence(input, case.batch_sizes)
+
     # oneDNN has no float16 and bfloat16 LSTM for every CPU. Its own context manager for this warns.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.backends.mkldnn, "enabled", False)
         return _results(
-            lambda input, h_0, c_0, _: _flat(module(input, None if h_0 is None else (h_0, c_0))),
+            lambda input, h_0, c_0, _: _flat(
+                module(sequences(input), None if h_0 is None else (h_0, c_0))
+            ),
             case,
             list(module.parameters()),
         )
@@ -131,7 +169,7 @@ def peer(case):
 
 def _flat(returned):
     output, (h_n, c_n) = returned
-    return output, h_n, c_n
+    return output.data if isinstance(output, PackedSequence) else output, h_n, c_n
 
 
 def _results(function, case, weights=None):

@@ -49,7 +49,7 @@ def fresh(guarded, given):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_reads_and_writes_stay_within_the_tensors(T, D, dtype, device, monkeypatch):
     guarded = Guarded(device, dtype, monkeypatch)
-    lstm_backward(*arguments(guarded, T, D).values(), TILE)
+    lstm_backward(*arguments(guarded, T, D).values(), TILE, B)
     assert guarded.intact()
 
 
@@ -59,9 +59,9 @@ def test_no_upstream_gradient_is_zeros(name, dtype, device, monkeypatch):
     guarded = Guarded(device, dtype, monkeypatch)
     zeros = arguments(guarded)
     zeros[name].zero_()
-    lstm_backward(*zeros.values(), TILE)
+    lstm_backward(*zeros.values(), TILE, B)
     none = fresh(guarded, zeros) | {name: None}
-    lstm_backward(*none.values(), TILE)
+    lstm_backward(*none.values(), TILE, B)
     for result in RESULTS:
         assert torch.equal(none[result], zeros[result]), result
     assert guarded.intact()
@@ -70,10 +70,10 @@ def test_no_upstream_gradient_is_zeros(name, dtype, device, monkeypatch):
 def test_gradients_of_states_that_nobody_wants(device, monkeypatch):
     guarded = Guarded(device, torch.float32, monkeypatch)
     wanted = arguments(guarded)
-    lstm_backward(*wanted.values(), TILE)
+    lstm_backward(*wanted.values(), TILE, B)
     for unwanted in (["grad_h_0"], ["grad_c_0"], ["grad_h_0", "grad_c_0"]):
         others = fresh(guarded, wanted) | dict.fromkeys(unwanted)
-        lstm_backward(*others.values(), TILE)
+        lstm_backward(*others.values(), TILE, B)
         for result in set(RESULTS) - set(unwanted):
             assert torch.equal(others[result], wanted[result]), (unwanted, result)
 
@@ -101,8 +101,8 @@ def test_offsets_beyond_32_bits(monkeypatch):
         "gates": (1, 8), "cells": (1, 8), "weight_hh_t": None, "grad_gates": (2, 1)
     }  # fmt: skip
     near, far, last = far_pair(sizes, batches, few, many)
-    lstm_backward(*near.values(), tile(H, few, 2, True))
+    lstm_backward(*near.values(), tile(H, few, 2, True), few)
     run_only_program(monkeypatch, many // 8 - 1)
-    lstm_backward(*far.values(), tile(H, few, 2, True))
+    lstm_backward(*far.values(), tile(H, few, 2, True), many)
     for name, x in last.items():
         assert torch.equal(x, near[name]), name

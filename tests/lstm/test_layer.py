@@ -6,7 +6,16 @@ from torch import nn
 
 from lstm import layer
 from lstm.reference import relative_error
-from tests.accuracy import CEILING, assert_accurate, assert_matches, make_case, ours, tile, truth
+from tests.accuracy import (
+    CEILING,
+    assert_accurate,
+    assert_matches,
+    make_case,
+    ours,
+    packed,
+    tile,
+    truth,
+)
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 INF, NAN = float("inf"), float("nan")
@@ -97,6 +106,58 @@ def test_both_directions_with_dropout_masks_and_no_bias(device):
     case = make_case(4, 5, 7, 20, device=device, num_layers=3, bias=False, D=2)
     case.masks = [2.0 * torch.randint(2, (4, 5, 40), device=device) for _ in range(2)]
     assert_matches(case)
+
+
+# Lengths as the kernels meet them: ties, single steps, one sequence, a tile with none of the later
+# steps, no two alike. Longest first, as PackedSequence has them.
+LENGTHS = {
+    "ties": [4, 4, 3, 1, 1],
+    "one": [5],
+    "one_step": [1, 1, 1],
+    "all_different": [6, 5, 4, 3, 2, 1],
+    "ragged_tiles": [4] * 3 + [3] * 8 + [1] * 6,
+}
+
+
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+@pytest.mark.parametrize("D", [1, 2])
+@pytest.mark.parametrize("hx", [False, True])
+def test_packed(lengths, D, hx, device):
+    case = make_case(lengths[0], len(lengths), 7, 20, device=device, hx=hx, D=D)
+    assert_matches(packed(case, lengths), BLOCK_B=8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("H", [37, 128])
+def test_packed_in_every_dtype(dtype, H, device):
+    case = make_case(4, 5, 7, H, dtype, device, num_layers=2, D=2)
+    assert_matches(packed(case, LENGTHS["ties"]))
+
+
+@pytest.mark.parametrize("reach", ["output", "h_n", "c_n"])
+def test_packed_with_gradients_from_a_part_of_the_results(reach, device):
+    case = make_case(4, 5, 7, 20, device=device, num_layers=2, reach=reach, D=2)
+    assert_matches(packed(case, LENGTHS["ties"]))
+
+
+def test_packed_with_dropout_masks_and_no_bias(device):
+    case = packed(make_case(4, 5, 7, 20, device=device, num_layers=2, bias=False), LENGTHS["ties"])
+    case.masks = [2.0 * torch.randint(2, (13, 20), device=device)]
+    assert_matches(case)
+
+
+@pytest.mark.parametrize("D", [1, 2])
+def test_packed_with_huge_h_0(D, device):
+    case = packed(make_case(4, 5, 7, 20, device=device, D=D), LENGTHS["ties"])
+    case.h_0 = case.h_0 * 1e6
+    assert_accurate_outputs(case)
+
+
+def assert_accurate_outputs(case):
+    """Of saturated gates only the results say something: the gradients are zeros."""
+    actual, expected = ours(case), truth(case)
+    for name in case.upstream:
+        assert relative_error(actual[name], expected[name]) < CEILING[case.input.dtype], name
 
 
 def test_three_layers(device):

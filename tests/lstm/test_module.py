@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations
-from torch.nn.utils.rnn import pack_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from lstm import LSTM
 from lstm.plan import capability, interpreted, plan
@@ -223,6 +223,91 @@ def test_one_launch_a_layer_and_pass_equals_nn_lstm(size, options, hx_size, devi
     assert_same(run(ours, x, hx), run(theirs, x, hx))
     layers = options.get("num_layers", 1)
     assert launches == {"forward": layers, "backward": layers}
+
+
+PACKED = {
+    "sorted": ([4, 2, 2], dict(num_layers=2), None),
+    "unsorted": ([2, 4, 1, 3], dict(), None),
+    "unsorted_hx": ([2, 4, 1, 3], dict(num_layers=2), (2, 4, 20)),
+    "both_directions": ([2, 4, 1, 3], dict(bidirectional=True, num_layers=2), (4, 4, 20)),
+    "batch_first": ([2, 4, 1], dict(batch_first=True), (1, 3, 20)),
+    "one_sequence": ([5], dict(), None),
+    "single_steps": ([1, 1], dict(bidirectional=True), None),
+}
+
+
+@pytest.mark.parametrize(("lengths", "options", "hx_size"), PACKED.values(), ids=PACKED)
+def test_packed_sequences_equal_nn_lstm(lengths, options, hx_size, device, launches):
+    ours, theirs = pair(5, 20, device=device, **options)
+    sequences = [make_input(length, 5, device=device) for length in lengths]
+    x = pack_sequence(sequences, enforce_sorted=False)
+    hx = None
+    if hx_size is not None:
+        hx = make_input(*hx_size, device=device), make_input(*hx_size, device=device)
+    assert ours.explain(x, hx).path == "fused"
+
+    def results(module):
+        data = x.data.clone().requires_grad_()
+        states = hx and tuple(state.clone().requires_grad_() for state in hx)
+        output, (h_n, c_n) = module(x._replace(data=data), states)
+        assert torch.equal(output.batch_sizes, x.batch_sizes)
+        assert output.sorted_indices is x.sorted_indices
+        assert output.unsorted_indices is x.unsorted_indices
+        leaves = [data, *(states or ()), *module.parameters()]
+        # A weight of its own for each sequence, or an exchange of two would not show.
+        weights = torch.arange(1.0, 1 + h_n.numel(), device=device).view(h_n.shape)
+        loss = output.data.square().sum() + ((h_n + c_n) * weights).sum() / h_n.numel()
+        return [output.data, h_n, c_n, *torch.autograd.grad(loss, leaves)]
+
+    assert_same(results(ours), results(theirs))
+    layers = options.get("num_layers", 1)
+    assert launches == {"forward": layers, "backward": layers}
+
+
+def test_packed_states_follow_their_sequences(device):
+    """Each sequence alone gives its part of the batch."""
+    ours, _ = pair(5, 20, device=device, bidirectional=True)
+    sequences = [make_input(length, 5, device=device) for length in (2, 4, 1)]
+    _, (h_n, c_n) = ours(pack_sequence(sequences, enforce_sorted=False))
+    for number, sequence in enumerate(sequences):
+        _, (h, c) = ours(sequence)
+        assert_same([h_n[:, number], c_n[:, number]], [h, c])
+
+
+def test_dropout_between_packed_layers_draws_as_nn_lstm_does_on_a_cpu(device):
+    if device.type == "cuda":
+        pytest.skip("cuDNN draws its own numbers")
+    ours, theirs = pair(5, 20, 2, dropout=0.5)
+    x = pack_sequence([make_input(4, 5), make_input(2, 5)])
+    torch.manual_seed(3)
+    output, _ = ours(x)
+    torch.manual_seed(3)
+    expected, _ = theirs(x)
+    assert_same([output.data], [expected.data])
+
+
+def test_gradient_penalty_of_packed_sequences(device):
+    ours, theirs = pair(5, 20, 2, device=device, bidirectional=True)
+    x = pack_sequence([make_input(4, 5, device=device), make_input(2, 5, device=device)])
+
+    def penalty(module):
+        data = x.data.double().requires_grad_() if module is theirs else x.data.requires_grad_()
+        output, _ = module(x._replace(data=data))
+        (grad,) = torch.autograd.grad(output.data.square().sum(), data, create_graph=True)
+        return torch.autograd.grad(grad.square().sum(), list(module.parameters()))
+
+    theirs.double()
+    with torch.backends.cudnn.flags(enabled=False):
+        expected = penalty(theirs)
+    assert_same(penalty(ours), [grad.float() for grad in expected])
+
+
+# PackedSequence checks nothing of what it is made of.
+@pytest.mark.parametrize("batch_sizes", [[1, 2, 3], [3, 3, 0], [2, 2, 3], [2, 2]])
+def test_a_packed_sequence_that_nothing_packs_never_reaches_the_kernels(batch_sizes, device):
+    ours, _ = pair(5, 20, device=device)
+    x = PackedSequence(make_input(6, 5, device=device), torch.tensor(batch_sizes))
+    assert ours.explain(x).path == "torch"
 
 
 def test_gradients_of_hx(device):
@@ -589,25 +674,6 @@ def test_ieee_float32_equals_nn_lstm_bitwise(device, launches, monkeypatch):
     assert launches == {"forward": 0, "backward": 0}
     assert ours.explain(x.half()).path == "torch"  # its dtype is not the weights'
     assert ours.half().explain(x.half()).path == "fused"
-
-
-@pytest.mark.parametrize("hx_size", [None, (1, 2, 20)])
-def test_packed_sequence_equals_nn_lstm_bitwise(hx_size, device, launches):
-    ours, theirs = pair(5, 20, device=device)
-    x = pack_sequence([make_input(4, 5, device=device), make_input(2, 5, device=device)])
-    hx = None if hx_size is None else (make_input(*hx_size, device=device),) * 2
-    assert "PackedSequence" in str(ours.explain(x, hx))
-    (actual, actual_states), (expected, expected_states) = ours(x, hx), theirs(x, hx)
-    assert_equal(
-        [actual.data, actual.batch_sizes, *actual_states],
-        [expected.data, expected.batch_sizes, *expected_states],
-    )
-    gradients = [
-        torch.autograd.grad(data.sum(), list(module.parameters()))
-        for module, data in ((ours, actual.data), (theirs, expected.data))
-    ]
-    assert_equal(*gradients)
-    assert launches == {"forward": 0, "backward": 0}
 
 
 @pytest.mark.parametrize("options", [dict(), dict(batch_first=True)])
