@@ -20,7 +20,7 @@ class Guarded:
 
     def __init__(self, device, dtype, monkeypatch):
         self.device, self.dtype = device, dtype
-        self.whole = []
+        self.whole, self.read_only = [], []
         if interpreted():
             self._watch(monkeypatch)
 
@@ -42,8 +42,7 @@ class Guarded:
 
     def _check(self, addresses):
         inside = np.zeros(addresses.shape, dtype=bool)
-        for whole in self.whole:
-            inner = whole[GUARD:-GUARD]
+        for inner in [*self.read_only, *(whole[GUARD:-GUARD] for whole in self.whole)]:
             inside |= (addresses >= inner.data_ptr()) & (
                 addresses < inner.data_ptr() + inner.nbytes
             )
@@ -57,6 +56,11 @@ class Guarded:
         inner = whole[GUARD:-GUARD].view(x.shape)
         self.whole.append(whole)
         return inner.copy_(x)
+
+    def integers(self, numbers):
+        """To read only, of another type, and so without NaN at the ends."""
+        self.read_only.append(torch.tensor(numbers, device=self.device))
+        return self.read_only[-1]
 
     def intact(self):
         """Whether nothing was written beyond the ends, and everything between them."""

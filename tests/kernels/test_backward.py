@@ -16,24 +16,26 @@ SIZE = TILE["BLOCK_H"] * 8
 RESULTS = ["grad_gates", "grad_h_0", "grad_c_0"]
 
 
-def arguments(guarded, T=3, D=1):
-    """Of lstm_backward, all tensors given, as a dict in its order."""
+def arguments(guarded, T=3, D=1, offsets=None):
+    """Of lstm_backward, all tensors given, as a dict in its order. offsets: of packed rows."""
+    rows = (T, B) if offsets is None else (int(offsets[-1]),)
     weight_hh = guarded.full(torch.randn(D, 4 * H, H) / 4)
     gates, cells = guarded.empty(D, 3, T, 4, SIZE), guarded.empty(D, 3, T + 1, SIZE)
     lstm_forward(
-        guarded.full(torch.randn(D, T, B, 4, H)), weight_hh,
-        guarded.full(torch.randn(D, B, H)), guarded.full(torch.randn(D, B, H)),
-        guarded.empty(T, B, D, H), guarded.empty(D, B, H), guarded.empty(D, B, H),
-        gates, cells, TILE,
+        guarded.full(torch.randn(D, *rows, 4, H)), weight_hh,
+        guarded.full(torch.randn(D, B, H)) if offsets is None else None,
+        guarded.full(torch.randn(D, B, H)),
+        guarded.empty(*rows, D, H), guarded.empty(D, B, H), guarded.empty(D, B, H),
+        gates, cells, TILE, offsets,
     )  # fmt: skip
     return {
         "gates": gates,
         "cells": cells,
         "weight_hh_t": guarded.full(weight_hh.mT.contiguous()),
-        "grad_output": guarded.full(torch.randn(T, B, D, H)),
+        "grad_output": guarded.full(torch.randn(*rows, D, H)),
         "grad_h_n": guarded.full(torch.randn(D, B, H)),
         "grad_c_n": guarded.full(torch.randn(D, B, H)),
-        "grad_gates": guarded.empty(D, T, B, 4, H),
+        "grad_gates": guarded.empty(D, *rows, 4, H),
         "grad_h_0": guarded.empty(D, B, H),
         "grad_c_0": guarded.empty(D, B, H),
     }
@@ -50,6 +52,15 @@ def fresh(guarded, given):
 def test_reads_and_writes_stay_within_the_tensors(T, D, dtype, device, monkeypatch):
     guarded = Guarded(device, dtype, monkeypatch)
     lstm_backward(*arguments(guarded, T, D).values(), TILE, B)
+    assert guarded.intact()
+
+
+@pytest.mark.parametrize("offsets", [[0, 17], [0, 17, 26], [0, 17, 28, 31]], ids=str)
+@pytest.mark.parametrize("D", [1, 2])
+def test_packed_reads_and_writes_stay_within_the_rows(offsets, D, device, monkeypatch):
+    guarded = Guarded(device, torch.bfloat16, monkeypatch)
+    T, offsets = len(offsets) - 1, guarded.integers(offsets)
+    lstm_backward(*arguments(guarded, T, D, offsets).values(), TILE, B, offsets)
     assert guarded.intact()
 
 

@@ -14,14 +14,15 @@ TILE = tile(H, B, 2, interpreted()) | {"BLOCK_B": 8}
 SIZE = TILE["BLOCK_H"] * 8
 
 
-def arguments(guarded, T=3, D=1):
-    """Of lstm_forward, all tensors given, as a dict in its order."""
+def arguments(guarded, T=3, D=1, packed=None):
+    """Of lstm_forward, all tensors given, as a dict in its order. packed: rows, instead of T B."""
+    rows = (T, B) if packed is None else (packed,)
     return {
-        "gates_ih": guarded.full(torch.randn(D, T, B, 4, H)),
+        "gates_ih": guarded.full(torch.randn(D, *rows, 4, H)),
         "weight_hh": guarded.full(torch.randn(D, 4, H, H) / 4),
-        "h_0": guarded.full(torch.randn(D, B, H)),
+        "h_0": guarded.full(torch.randn(D, B, H)) if packed is None else None,
         "c_0": guarded.full(torch.randn(D, B, H)),
-        "output": guarded.empty(T, B, D, H),
+        "output": guarded.empty(*rows, D, H),
         "h_n": guarded.empty(D, B, H),
         "c_n": guarded.empty(D, B, H),
         "gates": guarded.empty(D, 3, T, 4, SIZE),
@@ -36,6 +37,16 @@ def arguments(guarded, T=3, D=1):
 def test_reads_and_writes_stay_within_the_tensors(T, D, dtype, device, monkeypatch):
     guarded = Guarded(device, dtype, monkeypatch)
     lstm_forward(*arguments(guarded, T, D).values(), TILE)
+    assert guarded.intact()
+
+
+# The steps of a packed batch: all tiles, some and one of them, of one step, of two, of three.
+@pytest.mark.parametrize("offsets", [[0, 17], [0, 17, 26], [0, 17, 28, 31]], ids=str)
+@pytest.mark.parametrize("D", [1, 2])
+def test_packed_reads_and_writes_stay_within_the_rows(offsets, D, device, monkeypatch):
+    guarded = Guarded(device, torch.bfloat16, monkeypatch)
+    given = arguments(guarded, len(offsets) - 1, D, packed=offsets[-1])
+    lstm_forward(*given.values(), TILE, guarded.integers(offsets))
     assert guarded.intact()
 
 
