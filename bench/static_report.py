@@ -43,7 +43,11 @@ KERNELS = {
     "backward, both ways": (lstm_backward_kernel, 2, ("offsets_ptr",)),
     "forward, packed": (lstm_forward_kernel, 2, ("h_0_ptr",)),
     "backward, packed": (lstm_backward_kernel, 2, ()),
+    "forward, exact": (lstm_forward_kernel, 1, ("offsets_ptr",)),
+    "backward, exact": (lstm_backward_kernel, 1, ("offsets_ptr",)),
 }
+# float32 with TF32 switched off, and no other dtype
+EXACT_KERNELS = ("forward, exact", "backward, exact")
 POINTERS = {"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16"}
 ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -96,7 +100,8 @@ class Configuration:
     @property
     def tile(self) -> dict[str, int]:
         """Its row of kernels/config.py, which is the same for every batch on a GPU."""
-        return config.tile(self.hidden_size, 1, ITEMSIZE[self.dtype])
+        exact = self.kernel in EXACT_KERNELS
+        return config.tile(self.hidden_size, 1, ITEMSIZE[self.dtype], exact=exact)
 
 
 def configurations(cards=tuple(CARDS), everything=False) -> list[Configuration]:
@@ -116,7 +121,8 @@ def configurations(cards=tuple(CARDS), everything=False) -> list[Configuration]:
             Configuration(kernel, size, dtype, card) for card in here for kernel in kernels
         )
 
-    variants = [kernel for kernel in KERNELS if kernel not in MAIN_KERNELS]
+    common = [kernel for kernel in KERNELS if kernel not in EXACT_KERNELS]
+    variants = [kernel for kernel in common if kernel not in MAIN_KERNELS]
     for d, (size, dtype) in enumerate(main):
         add(MAIN_KERNELS, size, dtype, None)
         add(variants, size, dtype, None if everything else 2 * d + 1)
@@ -126,9 +132,14 @@ def configurations(cards=tuple(CARDS), everything=False) -> list[Configuration]:
             if _kind(size, dtype) not in kinds:
                 kinds.add(_kind(size, dtype))
                 if everything:
-                    add(KERNELS, size, dtype, None)
+                    add(common, size, dtype, None)
                 else:
                     add(MAIN_KERNELS, size, dtype, s + 2 * d)
+    exact_kinds = set()
+    for s, size in enumerate(OTHER_SIZES):
+        if size <= config.MAX_EXACT_HIDDEN_SIZE and _kind(size, "float32") not in exact_kinds:
+            exact_kinds.add(_kind(size, "float32"))
+            add(EXACT_KERNELS, size, "float32", None if everything else s)
     return sorted(chosen, key=lambda configuration: configuration.card)
 
 
@@ -245,6 +256,7 @@ def limits(configuration: Configuration) -> dict[str, int]:
     """What a step needs of what slows it down, per warp."""
     tile = configuration.tile
     warps = tile["num_warps"]
+    exchanges = 2 if configuration.kernel in EXACT_KERNELS else 1
     backward = configuration.kernel.startswith("backward")
     scaled = backward and configuration.dtype == "float32"
     packed = configuration.kernel.endswith("packed")
@@ -263,15 +275,15 @@ def limits(configuration: Configuration) -> dict[str, int]:
     return {
         "spills": 0,
         "hgmma + utchmma": 0,
-        # One before and one after the exchange; the scale's maximum over the warps has its own, and
-        # up to three reads.
-        "bar": 2 + 3 * scaled,
-        "lds + ldsm": reads + 3 * scaled,
+        # One before and one after each exchange; the scale's maximum over the warps has its own,
+        # and up to three reads.
+        "bar": 2 * exchanges + 3 * scaled,
+        "lds + ldsm": reads * exchanges + 3 * scaled,
         # Packed also where the rows of a later step begin and end.
         "ldg": (5 * saved + accesses if backward else 4 * accesses) + 2 * packed,
         # A single warp may exchange by shuffles. The scale's maximum over the lanes of a sequence:
         # three steps for each of a thread's sequences, again after the one over the warps.
-        "shfl": (exchanged if warps == 1 else 0) + scaled * 3 * numbers,
+        "shfl": (exchanged * exchanges if warps == 1 else 0) + scaled * 3 * numbers,
     }
 
 

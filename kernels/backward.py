@@ -31,7 +31,7 @@ from .layout import (
     to_tile,
     unpack,
 )
-from .operand import gates_to_range, load_weights
+from .operand import REST, gates_to_range, load_exact_weights, load_weights, split
 
 
 @inline
@@ -46,6 +46,14 @@ def load_saved(gates_ptr, cells_ptr, offs, SIZE: tl.constexpr):
     )
 
 
+@inline
+def gates_product(w_if, w_go, x):
+    """W_hh^T times the gradients of the gates, x as `order_gates` has them: a tile."""
+    dh_if, _ = column_pair(product(w_if, x))
+    _, dh_go = column_pair(product(w_go, x))
+    return dh_if + dh_go
+
+
 @triton.jit(
     do_not_specialize=["T", "B"],
     do_not_specialize_on_alignment=["grad_h_n_ptr", "grad_c_n_ptr", "grad_h_0_ptr", "grad_c_0_ptr"],
@@ -54,7 +62,7 @@ def lstm_backward_kernel(
     gates_ptr, cells_ptr, weight_hh_t_ptr, grad_output_ptr, grad_h_n_ptr, grad_c_n_ptr, offsets_ptr,
     grad_gates_ptr, grad_h_0_ptr, grad_c_0_ptr,
     T, B, H: tl.constexpr, D: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """The whole sequence of one tile of BLOCK_B sequences in one of D directions, last step first.
 
@@ -64,7 +72,8 @@ def lstm_backward_kernel(
         may be None, for zeros; grad_h_0 and grad_c_0 where they are not wanted. Packed: offsets as
         forward has them, else None, grad_output (rows, D, H), grad_gates (D, rows, 4, H).
     Numerics: dh, dc and the factors are float32; the gates' gradients are rounded to the operand
-        dtype (operand.py) before W_hh^T reads them, and to their own dtype where they are written.
+        dtype (operand.py) before W_hh^T reads them, if EXACT to float32's precision, and to their
+        own dtype where they are written.
     """
     dtype: tl.constexpr = grad_gates_ptr.dtype.element_ty
     FLOAT32: tl.constexpr = dtype == tl.float32
@@ -107,7 +116,11 @@ def lstm_backward_kernel(
     pair, wr, half, group, unit = operand_indices(BLOCK_H, VEC, 2)
     row_unit = wr * 2 + half
     weights = weight_hh_t_ptr + (row_unit * 4 + pair * 2 + group) * H + unit
-    w, inverse = load_weights(weights, (row_unit < H) & (unit < H), 1.0, DOT)
+    if EXACT:
+        w, w_rest, inverse = load_exact_weights(weights, (row_unit < H) & (unit < H))
+        r_if, r_go = to_operands(pin(w_rest), BLOCK_H, VEC, 2)
+    else:
+        w, inverse = load_weights(weights, (row_unit < H) & (unit < H), 1.0, DOT)
     w_if, w_go = to_operands(pin(w), BLOCK_H, VEC, 2)
 
     unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H)
@@ -169,14 +182,19 @@ def lstm_backward_kernel(
         dg = k_g * dc
         do = k_o * dh
         dc = f * dc
+        q_i, q_f, q_g, q_o = di, df, dg, do
         if FLOAT32:
             q_i, q_f, q_g, q_o, inverse_s = gates_to_range(di, df, dg, do)
-            x = order_gates(q_i.to(DOT), q_f.to(DOT), q_g.to(DOT), q_o.to(DOT), VEC)
-        else:
-            x = order_gates(di.to(DOT), df.to(DOT), dg.to(DOT), do.to(DOT), VEC)
-        dh_if, _ = column_pair(product(w_if, x))
-        _, dh_go = column_pair(product(w_go, x))
-        dh = dh_if + dh_go
+        if EXACT:
+            q_i, e_i = split(q_i)
+            q_f, e_f = split(q_f)
+            q_g, e_g = split(q_g)
+            q_o, e_o = split(q_o)
+        x = order_gates(q_i.to(DOT), q_f.to(DOT), q_g.to(DOT), q_o.to(DOT), VEC)
+        dh = gates_product(w_if, w_go, x)
+        if EXACT:
+            rest = gates_product(w_if, w_go, order_gates(e_i, e_f, e_g, e_o, VEC))
+            dh += (rest + gates_product(r_if, r_go, x)) / REST
         if FLOAT32:
             dh = dh * (inverse * inverse_s)
         z_ptr = grad_gates_ptr

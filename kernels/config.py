@@ -1,14 +1,17 @@
 """Tile sizes and warps: a pure function of the sizes, which needs no GPU."""
 
-MAX_HIDDEN_SIZE = 128  # W_hh of more units does not fit the registers of one program
+# W_hh of more units does not fit the registers of one program; EXACT has every weight twice.
+MAX_HIDDEN_SIZE = 128
+MAX_EXACT_HIDDEN_SIZE = 64
 
 
-def tile(hidden_size, batch, itemsize, interpreted=False):
+def tile(hidden_size, batch, itemsize, interpreted=False, exact=False):
     """What one program works on, as keyword arguments of a launch.
 
     Args: itemsize: bytes of one weight in memory; interpreted: for Triton's interpreter, where a
-        program's cost is nearly independent of its width, so that one tile takes the whole batch.
-    Returns: {"BLOCK_H", "BLOCK_B", "VEC", "num_warps", "num_stages", "maxnreg"}.
+        program's cost is nearly independent of its width, so that one tile takes the whole batch;
+        exact: float32 products to float32's precision.
+    Returns: {"BLOCK_H", "BLOCK_B", "VEC", "EXACT", "num_warps", "num_stages", "maxnreg"}.
     """
     block_h = max(16, 1 << (hidden_size - 1).bit_length())
     return {
@@ -23,6 +26,7 @@ def tile(hidden_size, batch, itemsize, interpreted=False):
             for v in (1, 2, 4, 8)
             if hidden_size % v == 0 and v * itemsize <= 16 and 4 * v <= block_h
         ),
+        "EXACT": exact,
         # Layout: 16 units a warp, two a thread. Weights then take 128 registers at 128 units.
         "num_warps": block_h // 16,
         # Pipelining would move loads across the steps' barriers and double their buffers; the

@@ -28,7 +28,7 @@ from .layout import (
     to_operands,
     to_tile,
 )
-from .operand import load_weights, to_range
+from .operand import REST, load_exact_weights, load_weights, split, to_range
 
 
 @inline
@@ -59,6 +59,20 @@ def gates_product(w_0, w_1, w_2, w_3, h, VEC: tl.constexpr):
     x = order_units(h, VEC)
     i, f = gate_pair(product(w_0, x), product(w_2, x))
     g, o = gate_pair(product(w_1, x), product(w_3, x))
+    return i, f, g, o
+
+
+@inline
+def exact_product(w_0, w_1, w_2, w_3, r_0, r_1, r_2, r_3, h, VEC: tl.constexpr):
+    """W_hh h with the rests of both operands (operand.py)."""
+    h, rest = split(h)
+    i, f, g, o = gates_product(w_0, w_1, w_2, w_3, h, VEC)
+    a_i, a_f, a_g, a_o = gates_product(w_0, w_1, w_2, w_3, rest, VEC)
+    b_i, b_f, b_g, b_o = gates_product(r_0, r_1, r_2, r_3, h, VEC)
+    i += (a_i + b_i) / REST
+    f += (a_f + b_f) / REST
+    g += (a_g + b_g) / REST
+    o += (a_o + b_o) / REST
     return i, f, g, o
 
 
@@ -110,7 +124,7 @@ def lstm_forward_kernel(
     gates_ih_ptr, weight_hh_ptr, h_0_ptr, c_0_ptr, offsets_ptr,
     output_ptr, h_n_ptr, c_n_ptr, gates_ptr, cells_ptr,
     T, B, H: tl.constexpr, D: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """The whole sequence of one tile of BLOCK_B sequences, in one of D directions.
 
@@ -122,7 +136,7 @@ def lstm_forward_kernel(
         Packed: offsets (T + 1), int64, else None, are where the rows of each step begin, and
         gates_ih is (D, rows, 4, H), output (rows, D, H), h_0 None: its product is in gates_ih.
     Numerics: z, the cell and c are float32; h_t is rounded to the operand dtype (operand.py)
-        before W_hh reads it.
+        before W_hh reads it, if EXACT to float32's precision.
     """
     dtype: tl.constexpr = output_ptr.dtype.element_ty
     FLOAT32: tl.constexpr = dtype == tl.float32
@@ -159,7 +173,11 @@ def lstm_forward_kernel(
     unit = wr * 2 + block // 2
     halved = tl.where((gate == 2) | (not FAST), 1.0, 0.5)
     weights = weight_hh_ptr + (gate * H + unit) * H + k
-    w, inverse = load_weights(weights, (unit < H) & (k < H), halved, DOT)
+    if EXACT:
+        w, w_rest, inverse = load_exact_weights(weights, (unit < H) & (k < H))
+        r_0, r_1, r_2, r_3 = to_operands(pin(w_rest), BLOCK_H, VEC, 1)
+    else:
+        w, inverse = load_weights(weights, (unit < H) & (k < H), halved, DOT)
     w_0, w_1, w_2, w_3 = to_operands(pin(w), BLOCK_H, VEC, 1)
 
     unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H)
@@ -192,7 +210,10 @@ def lstm_forward_kernel(
         h = to_tile(tl.load(h_0_ptr + offs_state, mask=mask, other=0.0), BLOCK_H, BLOCK_B)
         if FLOAT32:
             h, inverse_h = to_range(h)
-        d_i, d_f, d_g, d_o = gates_product(w_0, w_1, w_2, w_3, h.to(DOT), VEC)
+        if EXACT:
+            d_i, d_f, d_g, d_o = exact_product(w_0, w_1, w_2, w_3, r_0, r_1, r_2, r_3, h, VEC)
+        else:
+            d_i, d_f, d_g, d_o = gates_product(w_0, w_1, w_2, w_3, h.to(DOT), VEC)
         if FLOAT32:
             d_i, d_f = d_i * inverse * inverse_h, d_f * inverse * inverse_h
             d_g, d_o = d_g * inverse * inverse_h, d_o * inverse * inverse_h
@@ -226,7 +247,10 @@ def lstm_forward_kernel(
             x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + begin_1 * (4 * H) + offs_z, ahead, H)
             begin, count = begin_1, count_1
             begin_1, count_1 = step_rows(offsets_ptr, t + 2, T, reverse)
-        d_i, d_f, d_g, d_o = gates_product(w_0, w_1, w_2, w_3, h.to(DOT), VEC)
+        if EXACT:
+            d_i, d_f, d_g, d_o = exact_product(w_0, w_1, w_2, w_3, r_0, r_1, r_2, r_3, h, VEC)
+        else:
+            d_i, d_f, d_g, d_o = gates_product(w_0, w_1, w_2, w_3, h.to(DOT), VEC)
         if FLOAT32:
             d_i, d_f, d_g, d_o = d_i * inverse, d_f * inverse, d_g * inverse, d_o * inverse
         h, c = finish_step(

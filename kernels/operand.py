@@ -6,6 +6,11 @@ units stay on one multiprocessor. What it lacks is TensorFloat-32's range, so ev
 brought into range by a power of two, which rounds nothing, and the product is multiplied back in
 float32: W_hh by one for all (`load_weights`), h_0 and the gates' gradients by one for each
 sequence at each step (`to_range`). |h| < 1 needs none.
+
+EXACT is for float32 products as exact as float32's own. An operand is then two float16 numbers,
+its rounding and the rest (`split`), 22 bits in all, and a product is three, W x + W x_rest +
+W_rest x: the fourth is below the last bit. W_hh takes twice the registers, so it is for half the
+units.
 """
 
 import triton.language as tl
@@ -21,6 +26,27 @@ def power_of_two(largest):
     scale = ((268 - exponent) << 23).to(tl.float32, bitcast=True)
     inverse = ((exponent - 14) << 23).to(tl.float32, bitcast=True)
     return scale, inverse
+
+
+# What a rest is multiplied by: as large as what it is the rest of, it loses no bits to range.
+REST = tl.constexpr(2048.0)
+
+
+@inline
+def split(x):
+    """float32 to float16, and REST times what that leaves."""
+    rounded = x.to(tl.float16)
+    return rounded, ((x - rounded.to(tl.float32)) * REST).to(tl.float16)
+
+
+@inline
+def load_exact_weights(pointers, mask):
+    """The weights times a power of two as `split` has them, and the inverse of that power."""
+    w = tl.load(pointers, mask=mask, other=0.0)
+    size = tl.abs(w)
+    scale, inverse = power_of_two(tl.max(tl.where(size < float("inf"), size, 0.0)))
+    w, rest = split(w * scale)
+    return w, rest, inverse
 
 
 @inline

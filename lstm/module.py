@@ -28,8 +28,8 @@ class LSTM(RNNBase):
     result, its speed.
 
     Numerics: float32 follows torch.backends.cudnn.rnn.fp32_precision, as nn.LSTM does on a GPU. The
-    default, "tf32", has 10 bits of mantissa in products; "ieee" runs PyTorch's LSTM. Sums, cells
-    and activations are float32 in every dtype.
+    default, "tf32", has 10 bits of mantissa in products; "ieee" is float32's own precision, on the
+    kernels up to 64 units. Sums, cells and activations are float32 in every dtype.
 
     It is no subclass of nn.LSTM, which torch.compile does not take.
     """

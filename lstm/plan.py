@@ -35,7 +35,7 @@ class Plan:
             f"fused kernels: {self.reason}\n"
             f"  {self.programs} programs of {tile['num_warps']} warps, each of "
             f"{tile['BLOCK_B']} sequences by {tile['BLOCK_H']} units\n"
-            f"  products in {self.operands}, sums in torch.float32"
+            f"  products in {'two ' if tile['EXACT'] else ''}{self.operands}, sums in torch.float32"
         )
 
 
@@ -75,18 +75,22 @@ def plan(
     # Here, so that Triton is not imported where it is not needed.
     from .kernels import config
 
+    exact = dtype == torch.float32 and precision != "tf32"
     if proj_size:
         reason = "proj_size is not on the kernels yet"
     elif hidden_size > config.MAX_HIDDEN_SIZE:
         reason = f"hidden_size above {config.MAX_HIDDEN_SIZE} is not on the kernels yet"
     elif dtype not in DTYPES:
         reason = f"{dtype} is not on the kernels"
-    elif dtype == torch.float32 and precision != "tf32":
-        reason = "float32 with TF32 switched off is not on the kernels yet"
+    elif exact and hidden_size > config.MAX_EXACT_HIDDEN_SIZE:
+        reason = (
+            f"hidden_size above {config.MAX_EXACT_HIDDEN_SIZE} in float32 with TF32 switched off "
+            "is not on the kernels yet"
+        )
     elif batch == 0:
         reason = "the batch is empty"
     else:
-        tile = config.tile(hidden_size, batch, dtype.itemsize, interpret)
+        tile = config.tile(hidden_size, batch, dtype.itemsize, interpret, exact)
         where = "Triton's interpreter" if interpret else f"compute capability {card[0]}.{card[1]}"
         operands = torch.float16 if dtype == torch.float32 else dtype
         programs = -(-batch // tile["BLOCK_B"]) * (2 if bidirectional else 1)

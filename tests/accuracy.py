@@ -4,9 +4,9 @@ Truth is lstm.reference in float64 on the same, already rounded tensors. An erro
 for each tensor. It may be twice the peer's own against the same truth, plus one rounding of the
 dtype, and never above a ceiling, so that a bad peer excuses nothing.
 
-The peer on a GPU is nn.LSTM in the same dtype and precision: cuDNN. On a CPU it is nn.LSTM for
-float16 and bfloat16. For float32, in TF32 class, a CPU has no hardware: there it is the reference
-in float64 with the operands of its products rounded to TF32.
+The peer on a GPU is nn.LSTM in the same dtype and precision: cuDNN. On a CPU it is nn.LSTM too, but
+for float32 in TF32 class, for which a CPU has no hardware: there it is the reference in float64
+with the operands of its products rounded to TF32.
 """
 
 from dataclasses import dataclass, replace
@@ -23,6 +23,8 @@ from lstm.reference import relative_error
 
 # float32 is TF32 class.
 CEILING = {torch.float32: 1.5e-3, torch.float16: 1.5e-3, torch.bfloat16: 1e-2}
+# float32 with TF32 switched off
+EXACT_CEILING = 5e-6
 
 # Of fewer numbers the peer's error is luck, and may be zero: there only the ceiling holds.
 FEW = 64
@@ -44,6 +46,7 @@ class Case:
     masks: list | None = None
     D: int = 1
     batch_sizes: torch.Tensor | None = None
+    precision: str = "tf32"
 
     def double(self):
         return replace(
@@ -114,7 +117,8 @@ def tile(case, **changes):
     """The tile the module would take for a case, with changes."""
     H = case.layers[0][1].shape[1]
     B = case.input.shape[1] if case.batch_sizes is None else int(case.batch_sizes[0])
-    planned = plan(H, B, case.input.dtype, capability(case.input.device), interpreted())
+    card = capability(case.input.device)
+    planned = plan(H, B, case.input.dtype, card, interpreted(), case.precision)
     return dict(planned.tile) | changes
 
 
@@ -122,7 +126,7 @@ def ours(case, **changes):
     """Outputs and gradients of lstm.layer.lstm. changes: of the tile."""
     return _results(
         lambda *args: layer.lstm(
-            *args, case.masks, tile(case, **changes), "tf32", case.D, packing(case)
+            *args, case.masks, tile(case, **changes), case.precision, case.D, packing(case)
         ),
         case,
     )
@@ -135,7 +139,8 @@ def truth(case):
 
 
 def peer(case):
-    if case.masks is not None or (case.input.dtype == torch.float32 and not case.input.is_cuda):
+    tf32 = case.input.dtype == torch.float32 and case.precision == "tf32"
+    if case.masks is not None or (tf32 and not case.input.is_cuda):
         case = case.double()
         return _results(
             lambda *args: reference.lstm(
@@ -158,6 +163,7 @@ def peer(case):
     # oneDNN has no float16 and bfloat16 LSTM for every CPU. Its own context manager for this warns.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.backends.mkldnn, "enabled", False)
+        patch.setattr(torch.backends.cudnn.rnn, "fp32_precision", case.precision)
         return _results(
             lambda input, h_0, c_0, _: _flat(
                 module(sequences(input), None if h_0 is None else (h_0, c_0))
@@ -194,13 +200,15 @@ def _results(function, case, weights=None):
     return returned | {f"grad_{name}": grad for name, grad in zip(leaves, grads, strict=True)}
 
 
-def assert_accurate(actual, expected, standard):
+def assert_accurate(actual, expected, standard, precision="tf32"):
     """Every tensor of actual is as near to expected as the policy asks. standard: the peer's."""
     missed = []
     for name, x in expected.items():
         dtype = actual[name].dtype
+        exact = dtype == torch.float32 and precision == "ieee"
+        ceiling = EXACT_CEILING if exact else CEILING[dtype]
         bar = 2 * relative_error(standard[name], x) + torch.finfo(dtype).eps
-        bar = CEILING[dtype] if x.numel() < FEW else min(bar, CEILING[dtype])
+        bar = ceiling if x.numel() < FEW else min(bar, ceiling)
         error = relative_error(actual[name], x)
         if not error <= bar:
             missed.append(f"{name}: error {error:.1e}, bar {bar:.1e}")
@@ -209,7 +217,7 @@ def assert_accurate(actual, expected, standard):
 
 def assert_matches(case, **changes):
     """Outputs and gradients of the kernels follow the policy. changes: of the tile."""
-    assert_accurate(ours(case, **changes), truth(case), peer(case))
+    assert_accurate(ours(case, **changes), truth(case), peer(case), case.precision)
 
 
 def to_tf32(x):

@@ -16,6 +16,7 @@ import pytest
 from bench.sass import LoopFigures
 from bench.static_report import (
     CARDS,
+    EXACT_KERNELS,
     ITEMSIZE,
     KERNELS,
     MAIN_KERNELS,
@@ -77,24 +78,27 @@ def test_every_kind_of_tile_is_compiled_and_the_main_sizes_for_every_card():
         tile = config.tile(size, 1, ITEMSIZE[dtype])
         return kernel, dtype, tile["BLOCK_H"], tile["VEC"]
 
-    def wanted(kernels):
-        sizes = range(1, config.MAX_HIDDEN_SIZE + 1)
-        return {kind(k, size, dtype) for k in kernels for size in sizes for dtype in ITEMSIZE}
+    def wanted(kernels, dtypes=ITEMSIZE, largest=config.MAX_HIDDEN_SIZE):
+        sizes = range(1, largest + 1)
+        return {kind(k, size, dtype) for k in kernels for size in sizes for dtype in dtypes}
+
+    exact = wanted(EXACT_KERNELS, ["float32"], config.MAX_EXACT_HIDDEN_SIZE)
+    common = set(KERNELS) - set(EXACT_KERNELS)
 
     compiled = configurations()
     kinds = {kind(c.kernel, c.hidden_size, c.dtype) for c in compiled}
-    assert kinds >= wanted(MAIN_KERNELS) and set(MAIN_KERNELS) < set(KERNELS)
+    assert kinds >= wanted(MAIN_KERNELS) | exact
     assert max(Counter(compiled).values()) == 1
     everything = Counter(configurations(everything=True))
     assert max(everything.values()) == 1
     for card in CARDS:
         here = [c for c in everything if c.card == card]
-        assert {kind(c.kernel, c.hidden_size, c.dtype) for c in here} == wanted(KERNELS)
+        assert {kind(c.kernel, c.hidden_size, c.dtype) for c in here} == wanted(common) | exact
     for card in CARDS:
         main = {(c.kernel, c.hidden_size, c.dtype) for c in configurations([card])}
         assert main >= {(k, size, d) for k in MAIN_KERNELS for size in MAIN_SIZES for d in ITEMSIZE}
     variants = {(c.kernel, c.dtype) for c in compiled if c.hidden_size in MAIN_SIZES}
-    assert variants == {(kernel, dtype) for kernel in KERNELS for dtype in ITEMSIZE}
+    assert variants == {(kernel, dtype) for kernel in common for dtype in ITEMSIZE}
 
 
 @pytest.mark.parametrize("card", CARDS)

@@ -1,5 +1,7 @@
 """Outputs and every gradient of the kernels, against the truth of tests/accuracy.py."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -105,6 +107,40 @@ def test_both_directions_with_gradients_from_a_part_of_the_results(reach, device
 def test_both_directions_with_dropout_masks_and_no_bias(device):
     case = make_case(4, 5, 7, 20, device=device, num_layers=3, bias=False, D=2)
     case.masks = [2.0 * torch.randint(2, (4, 5, 40), device=device) for _ in range(2)]
+    assert_matches(case)
+
+
+def exact(*size, **options):
+    """A case of float32 with TF32 switched off."""
+    return replace(make_case(*size, **options), precision="ieee")
+
+
+@pytest.mark.parametrize("H", [1, 16, 20, 37, 63, 64])
+def test_exact_float32(H, device):
+    assert_matches(exact(28, 5, 7, H, device=device))
+
+
+@pytest.mark.parametrize("hx", [False, True])
+def test_exact_float32_in_layers_and_directions(hx, device):
+    assert_matches(exact(5, 17, 7, 20, device=device, num_layers=2, hx=hx, D=2), BLOCK_B=8)
+
+
+def test_exact_float32_packed(device):
+    assert_matches(packed(exact(4, 5, 7, 20, device=device, D=2), LENGTHS["ties"]))
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_exact_float32_gradients_of_any_scale(scale, device):
+    case = exact(5, 5, 7, 20, device=device)
+    case.upstream = {name: scale * x for name, x in case.upstream.items()}
+    assert_matches(case)
+
+
+# 300 would make every gradient chaotic, in any float32 implementation.
+@pytest.mark.parametrize("size", [1e-9, 3])
+def test_exact_float32_weight_hh_of_any_size(size, device):
+    case = exact(3, 5, 7, 20, device=device)
+    case.layers = [(w_ih, size * w_hh, *rest) for w_ih, w_hh, *rest in case.layers]
     assert_matches(case)
 
 

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from lstm import LSTM
 from lstm.plan import capability, interpreted, plan
 from lstm.reference import relative_error
-from tests.accuracy import CEILING
+from tests.accuracy import CEILING, EXACT_CEILING
 
 
 def pair(*args, device="cpu", **kwargs):
@@ -665,9 +665,19 @@ def test_module_not_on_the_kernels_equals_nn_lstm_bitwise(options, reason, devic
     assert launches == {"forward": 0, "backward": 0}
 
 
-def test_ieee_float32_equals_nn_lstm_bitwise(device, launches, monkeypatch):
+def test_ieee_float32_is_exact_on_the_kernels(device, launches, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
-    ours, theirs = pair(5, 20, 2, device=device)
+    ours, theirs = pair(5, 64, 2, device=device)
+    x = make_input(4, 3, 5, device=device)
+    assert "two torch.float16" in str(ours.explain(x))
+    for actual, expected in zip(run(ours, x), run(theirs, x), strict=True):
+        assert relative_error(actual, expected) < EXACT_CEILING
+    assert launches == {"forward": 2, "backward": 2}
+
+
+def test_ieee_float32_of_more_units_equals_nn_lstm_bitwise(device, launches, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
+    ours, theirs = pair(5, 65, 2, device=device)
     x = make_input(4, 3, 5, device=device)
     assert "TF32 switched off" in str(ours.explain(x))
     assert_equal(run(ours, x), run(theirs, x))
