@@ -12,13 +12,17 @@ def lstm(input, h_0, c_0, layers, masks, tile, precision, D=1, packing=None):
         i, f, g, o = split(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)
         c_t = sigmoid(f) * c_{t-1} + sigmoid(i) * tanh(g);   h_t = sigmoid(o) * tanh(c_t)
 
-    Shapes: D directions, 1 or 2; input (T, B, I), any strides; h_0, c_0 (L D, B, H), or None for
-        zeros; layers: L D tuples, directions of a layer side by side, of weight_ih (4H, I), above
-        the first layer (4H, D H), weight_hh (4H, H), and, with bias, bias_ih and bias_hh (4H,);
-        masks: None, or L - 1 dropout masks (T, B, D H) that multiply the output of all layers but
-        the last; tile: Plan.tile, as a dict; precision: of float32 products, "tf32" or "ieee".
+    and h_t = W_hr h_t where it is projected.
+
+    Shapes: D directions, 1 or 2; P numbers in h_t, H where it is not projected; input (T, B, I),
+        any strides; h_0 (L D, B, P), c_0 (L D, B, H), or None for zeros; layers: L D tuples,
+        directions of a layer side by side, of weight_ih (4H, I), above the first layer (4H, D P),
+        weight_hh (4H, P), with bias bias_ih and bias_hh (4H,), projected weight_hr (P, H); masks:
+        None, or L - 1 dropout masks (T, B, D P) that multiply the output of all layers but the
+        last; tile: Plan.tile, as a dict; precision: of float32 products, "tf32" or "ieee".
         Packed: packing says where the rows lie, and one dimension of rows stands for T and B.
-    Returns: output (T, B, D H) of the last layer; h_n, c_n (L D, B, H), all in input.dtype.
+    Returns: output (T, B, D P) of the last layer; h_n (L D, B, P), c_n (L D, B, H), all in
+        input.dtype.
     Numerics: products accumulate and c_t lives in float32; h_t is rounded to the operand dtype
         before W_hh reads it, and to input.dtype where it is written.
     Source: equations as in torch.nn.LSTM; forget gate from Gers et al., 2000,
@@ -54,7 +58,7 @@ class _LSTM(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         count, D, num_masks = ctx.count, ctx.D, ctx.num_masks
-        num_saved = 3 * count // D
+        num_saved = 4 * count // D
         masks = ctx.saved_tensors[:num_masks]
         saved = ctx.saved_tensors[num_masks : num_masks + num_saved]
         inputs = ctx.saved_tensors[num_masks + num_saved :]
@@ -99,43 +103,52 @@ def by_layer(flat, count):
 
 
 def _forward(input, h_0, c_0, layers, masks, tile, D, packing, save):
-    """output, h_n, c_n, and, for each layer, its output, gates and cells if save."""
+    """output, h_n, c_n, and, for each layer, its output, hidden, gates and cells if save."""
     from .kernels.forward import lstm_forward
 
-    rows, H = input.shape[:-1], layers[0][1].shape[1]
+    rows, count, (H, P) = input.shape[:-1], len(layers), _sizes(layers)
     T, B = (packing.T, packing.B) if packing else rows
     # Not two views of one tensor: nobody could change them in place.
-    h_n, c_n = (input.new_empty(len(layers), B, H) for _ in range(2))
+    h_n, c_n = input.new_empty(count, B, P), input.new_empty(count, B, H)
     h_0, c_0 = _contiguous(h_0), _contiguous(c_0)
     programs, size = -(-B // tile["BLOCK_B"]), tile["BLOCK_H"] * tile["BLOCK_B"]
     saved = []
     x = input
-    for layer, directions in enumerate(by_layer(layers, len(layers) // D)):
+    for layer, directions in enumerate(by_layer(layers, count // D)):
+        directions = [reference.named(weights) for weights in directions]
+        projected = directions[0][-1] is not None
         x = x.reshape(rows.numel(), -1)
         gates_ih = input.new_empty(D, len(x), 4 * H)
-        for (weight_ih, _, *biases), out in zip(directions, gates_ih, strict=True):
-            if biases:
-                torch.addmm(biases[0] + biases[1], x, weight_ih.t(), out=out)
-            else:
+        for (weight_ih, _, *biases, _), out in zip(directions, gates_ih, strict=True):
+            if biases[0] is None:
                 torch.mm(x, weight_ih.t(), out=out)
+            else:
+                torch.addmm(biases[0] + biases[1], x, weight_ih.t(), out=out)
         h = _at(h_0, layer, D)
-        if packing and h is not None:
-            # Sequences begin at different steps, and h_0 may be larger than the kernel's h is.
+        if h is not None and (packing or projected):
+            # Packed sequences begin at different steps, and the kernel's h is not projected.
             for n, (_, weight_hh, *_) in enumerate(directions):
-                gates_ih[n].index_add_(0, packing.first[n], h[n] @ weight_hh.t())
+                _add_at_end(gates_ih[n], h[n] @ weight_hh.t(), n, packing)
             h = None
         # No view of another tensor: autograd would forbid to change it in place.
-        output = input.new_empty(*rows, D * H)
+        output = hidden = input.new_empty(*rows, D * H)
+        last = _at(h_n, layer, D)
+        if projected:
+            output, last = input.new_empty(*rows, D * P), input.new_empty(D, B, H)
         gates = cells = None
         if save:
             gates = input.new_empty(D, programs, T, 4, size)
             cells = input.new_empty(D, programs, T + 1, size)
-            saved += [output, gates, cells]
+            saved += [output, hidden, gates, cells]
         lstm_forward(
-            gates_ih, _stack([weight_hh for _, weight_hh, *_ in directions]),
-            h, _at(c_0, layer, D), output.view(*rows, D, H), _at(h_n, layer, D), _at(c_n, layer, D),
+            gates_ih, _stack([_recurrent(weights) for weights in directions]),
+            h, _at(c_0, layer, D), hidden.view(*rows, D, H), last, _at(c_n, layer, D),
             gates, cells, tile, packing and packing.offsets,
         )  # fmt: skip
+        if projected:
+            for n, (*_, weight_hr) in enumerate(directions):
+                torch.mm(_one(hidden, n, D), weight_hr.t(), out=_one(output, n, D))
+                torch.mm(last[n], weight_hr.t(), out=h_n[layer * D + n])
         x = output * masks[layer] if layer < len(masks or ()) else output
     return x, h_n, c_n, saved
 
@@ -147,71 +160,144 @@ def _backward(
     """Gradients of input, h_0, c_0 and all weights; None for those not needed."""
     from .kernels.backward import lstm_backward
 
-    rows, H = input.shape[:-1], layers[0][1].shape[1]
+    rows, count, (H, P) = input.shape[:-1], len(layers), _sizes(layers)
     B = packing.B if packing else rows[1]
     grad_h_n, grad_c_n, h_0 = _contiguous(grad_h_n), _contiguous(grad_c_n), _contiguous(h_0)
-    grad_h_0 = input.new_empty(len(layers), B, H) if needs_h_0 else None
-    grad_c_0 = input.new_empty(len(layers), B, H) if needs_c_0 else None
-    grad_weights = [[None] * len(layer) for layer in layers]
+    grad_h_0 = input.new_empty(count, B, P) if needs_h_0 else None
+    grad_c_0 = input.new_empty(count, B, H) if needs_c_0 else None
+    grad_weights = [[None] * len(weights) for weights in layers]
     for layer in reversed(range(len(saved))):
         first = layer * D
-        directions = range(first, first + D)
-        output, gates, cells = saved[layer]
+        directions = [reference.named(weights) for weights in layers[first : first + D]]
+        projected = directions[0][-1] is not None
+        _, hidden, gates, cells = saved[layer]
         grad_gates = input.new_empty(D, *rows, 4, H)
+        grad_last, grad_first = _at(grad_h_n, layer, D), _at(grad_h_0, layer, D)
+        grad_hidden, to_h_0 = grad_output, grad_first
+        if projected:
+            # The kernel's h is what W_hr projects, and it had no h_0.
+            grad_output = _contiguous(grad_output)
+            if grad_output is None:
+                grad_output = input.new_zeros(*rows, D * P)
+            elif grad_last is not None:
+                grad_output = grad_output.clone(memory_format=torch.contiguous_format)
+            for n in range(D if grad_last is not None else 0):
+                _add_at_end(_one(grad_output, n, D), grad_last[n], 1 - n, packing)
+            grad_hidden, grad_last, to_h_0 = input.new_empty(*rows, D * H), None, None
+            for n, (*_, weight_hr) in enumerate(directions):
+                torch.mm(_one(grad_output, n, D), weight_hr, out=_one(grad_hidden, n, D))
         lstm_backward(
-            gates, cells, _stack([layers[n][1].t() for n in directions]), _aligned(grad_output),
-            _at(grad_h_n, layer, D), _at(grad_c_n, layer, D),
-            grad_gates, _at(grad_h_0, layer, D), _at(grad_c_0, layer, D), tile, B,
-            packing and packing.offsets,
+            gates, cells, _stack([_recurrent(weights).t() for weights in directions]),
+            _aligned(grad_hidden), grad_last, _at(grad_c_n, layer, D),
+            grad_gates, to_h_0, _at(grad_c_0, layer, D), tile, B, packing and packing.offsets,
         )  # fmt: skip
         grad_gates = grad_gates.view(D, rows.numel(), 4 * H)
+        if projected and needs_h_0:
+            for n, (_, weight_hh, *_) in enumerate(directions):
+                torch.mm(_at_end(grad_gates[n], n, B, packing), weight_hh, out=grad_first[n])
         x = None
-        if any(needs_weights[n][0] for n in directions):
+        if any(needs_weights[n][0] for n in range(first, first + D)):
             x = input if layer == 0 else saved[layer - 1][0]
             x = x * masks[layer - 1] if masks and layer > 0 else x
             x = x.reshape(rows.numel(), -1)
-        for direction, n in enumerate(directions):
-            h = output.view(*rows, D, H)[..., direction, :]
-            initial = None if h_0 is None else h_0[n]
-            grad_weights[n] = _grad_weights(
-                grad_gates[direction], x, h, initial, direction, packing, needs_weights[n]
-            )
+        for n, weights in enumerate(directions):
+            grad_weights[first + n] = _grad_weights(
+                weights, grad_gates[n], x, _one(hidden, n, D), B,
+                None if h_0 is None else h_0[first + n],
+                _one(grad_output, n, D) if projected else None,
+                n, packing, needs_weights[first + n],
+            )  # fmt: skip
         grad_output = None
         if not (needs_input or needs_h_0 or needs_c_0 or any(map(any, needs_weights[:first]))):
             break
         if layer > 0 or needs_input:
-            grad_output = grad_gates[0] @ layers[first][0]
+            grad_output = grad_gates[0] @ directions[0][0]
             if D == 2:
-                grad_output = grad_output.addmm_(grad_gates[1], layers[first + 1][0])
+                grad_output = grad_output.addmm_(grad_gates[1], directions[1][0])
             grad_output = grad_output.view(*rows, -1)
         if masks and layer > 0:
             grad_output = grad_output * masks[layer - 1]
     return grad_output, grad_h_0, grad_c_0, *(grad for layer in grad_weights for grad in layer)
 
 
-def _grad_weights(grad_gates, x, output, h_0, reverse, packing, needs):
-    """Gradients of one direction's weights, for those needed. Rows: of grad_gates (rows, 4H) and x
-    (rows, I); output (T, B, H), or (rows, H) packed.
+def _grad_weights(
+    weights, grad_gates, x, hidden, B, h_0, grad_output, reverse, packing, needs
+):  # fmt: skip
+    """Gradients of one direction's weights, for those needed. All have a row for each step of each
+    sequence: grad_gates (rows, 4H), x (rows, I), hidden (rows, H), grad_output (rows, P) or None.
     """
+    _, weight_hh, bias_ih, _, weight_hr = weights
     needs_ih, needs_hh, *needs_bias = needs
-    grads = [grad_gates.t() @ x if needs_ih else None, None, *(None for _ in needs_bias)]
-    if needs_hh and packing:
-        initial = output.new_zeros(packing.B, output.shape[1]) if h_0 is None else h_0
-        h = torch.cat((output, initial)).index_select(0, packing.previous[reverse])
-        grads[1] = grad_gates.t() @ h
-    elif needs_hh:
-        # Each row of output met the gates of the step taken next.
-        T, B, H = output.shape
-        gates, h = (grad_gates[:-B], output[1:]) if reverse else (grad_gates[B:], output[:-1])
-        grads[1] = gates.t() @ h.reshape((T - 1) * B, H)
-        if h_0 is not None:
-            gates = grad_gates[-B:] if reverse else grad_gates[:B]
-            grads[1].addmm_(gates.t(), h_0)
+    grad_hh = grad_hr = grad_bias_ih = grad_bias_hh = None
+    needs_hr = needs_bias.pop() if weight_hr is not None else False
+    if needs_hh or needs_hr:
+        initial = None if weight_hr is not None else h_0
+        grad_hh = _grad_recurrent(grad_gates, hidden, initial, B, reverse, packing)
+    if weight_hr is not None:
+        # So far it is of W_hh W_hr.
+        if needs_hr:
+            grad_hr = (grad_output.t() @ hidden).addmm_(weight_hh.t(), grad_hh)
+        if needs_hh:
+            grad_hh = grad_hh @ weight_hr.t()
+            if h_0 is not None:
+                grad_hh.addmm_(_at_end(grad_gates, reverse, B, packing).t(), h_0)
     if any(needs_bias):
         # The same for both, but not the same tensor, which callers may write to.
-        grad = grad_gates.sum(0)
-        grads[2:] = [grad if needs_bias[0] else None, grad.clone() if needs_bias[1] else None]
-    return grads
+        grad_bias_ih = grad_gates.sum(0)
+        grad_bias_hh = grad_bias_ih.clone() if needs_bias[1] else None
+    grads = [grad_gates.t() @ x if needs_ih else None, grad_hh if needs_hh else None]
+    grads += [] if bias_ih is None else [grad_bias_ih if needs_bias[0] else None, grad_bias_hh]
+    return grads if weight_hr is None else [*grads, grad_hr]
+
+
+def _grad_recurrent(grad_gates, h, h_0, B, reverse, packing):
+    """Gradient of what multiplies h in the kernels: each row of h met the gates of the step taken
+    next, h_0 those of the first.
+    """
+    if packing:
+        initial = h.new_zeros(B, h.shape[1]) if h_0 is None else h_0
+        h = torch.cat((h, initial)).index_select(0, packing.previous[reverse])
+        return grad_gates.t() @ h
+    gates, h = (grad_gates[:-B], h[B:]) if reverse else (grad_gates[B:], h[:-B])
+    grad = gates.t() @ h
+    if h_0 is not None:
+        grad.addmm_(_at_end(grad_gates, reverse, B).t(), h_0)
+    return grad
+
+
+def _sizes(layers):
+    """Of a cell's state and of h: H, and P where it is projected."""
+    rows, columns = layers[0][1].shape
+    return rows // 4, columns
+
+
+def _recurrent(weights):
+    """What multiplies the kernels' h, which is not projected: W_hh, or W_hh W_hr, (4H, H).
+
+    W_hh (W_hr h) = (W_hh W_hr) h: to the kernels a projected LSTM is one that is not, and |h| < 1.
+    """
+    _, weight_hh, *_, weight_hr = weights
+    return weight_hh if weight_hr is None else weight_hh @ weight_hr
+
+
+def _one(x, direction, D):
+    """Rows of one direction: (..., D N) as (rows, N)."""
+    return x.view(-1, D, x.shape[-1] // D)[:, direction]
+
+
+def _at_end(x, last, B, packing=None):
+    """Rows of the first or the last step of each of B sequences."""
+    if packing:
+        return x.index_select(0, packing.first[last])
+    return x[-B:] if last else x[:B]
+
+
+def _add_at_end(x, addend, last, packing):
+    """Add to rows of the first or the last step of each sequence, in place."""
+    if packing:
+        x.index_add_(0, packing.first[last], addend)
+    else:
+        _at_end(x, last, len(addend)).add_(addend)
 
 
 def _stack(matrices):

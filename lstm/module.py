@@ -111,7 +111,6 @@ class LSTM(RNNBase):
             interpret,
             fp32_precision(),
             self.bidirectional,
-            self.proj_size,
         )
         if plan.path == "fused" and not self._accepts(input, hx):
             # PyTorch's LSTM has the error for it.
@@ -138,15 +137,17 @@ class LSTM(RNNBase):
         weights = self._weights()
         D = 2 if self.bidirectional else 1
         # A replaced parameter may have any shape, and the kernels would read past its end.
-        sizes = self.input_size, self.hidden_size, self.num_layers, self.bias, D
+        sizes = self.input_size, self.hidden_size, self.num_layers, self.bias, D, self.proj_size
         if any(x.shape != size for x, size in zip(weights, _weight_sizes(*sizes), strict=True)):
             return False
         tensors = [input, *weights]
         if hx is not None:
             if not (isinstance(hx, (tuple, list)) and len(hx) == 2):
                 return False
-            shape = (self.num_layers * D, *batch, self.hidden_size)
-            if not all(isinstance(x, torch.Tensor) and x.shape == shape for x in hx):
+            if not all(isinstance(x, torch.Tensor) for x in hx):
+                return False
+            states, size = (self.num_layers * D, *batch), self.proj_size or self.hidden_size
+            if hx[0].shape != (*states, size) or hx[1].shape != (*states, self.hidden_size):
                 return False
             tensors += hx
         device, dtype = input.device, _dtype(input)
@@ -163,20 +164,19 @@ class LSTM(RNNBase):
         """What multiplies the outputs between layers, drawn as nn.LSTM draws it on a CPU."""
         if not (self.training and self.dropout > 0 and self.num_layers > 1):
             return None
-        rows = input.shape[:-1]
-        return [
-            F.dropout(input.new_ones(*rows, D * self.hidden_size), self.dropout)
-            for _ in range(self.num_layers - 1)
-        ]
+        size = (*input.shape[:-1], D * (self.proj_size or self.hidden_size))
+        return [F.dropout(input.new_ones(size), self.dropout) for _ in range(self.num_layers - 1)]
 
 
 @lru_cache
-def _weight_sizes(input_size, hidden_size, num_layers, bias, D):
+def _weight_sizes(input_size, hidden_size, num_layers, bias, D, proj_size):
     """The shape of each weight, in nn.LSTM's order."""
-    rows, sizes = 4 * hidden_size, []
+    rows, h_size, sizes = 4 * hidden_size, proj_size or hidden_size, []
     for layer in range(num_layers):
-        columns = D * hidden_size if layer else input_size
-        sizes += D * [(rows, columns), (rows, hidden_size), *(2 * [(rows,)] if bias else [])]
+        weights = [(rows, D * h_size if layer else input_size), (rows, h_size)]
+        weights += 2 * [(rows,)] if bias else []
+        weights += [(proj_size, hidden_size)] if proj_size else []
+        sizes += D * weights
     return sizes
 
 

@@ -58,8 +58,7 @@ def capability(device):
 
 @lru_cache(maxsize=1024)
 def plan(
-    hidden_size, batch, dtype, card, interpret=False, precision="tf32",
-    bidirectional=False, proj_size=0,
+    hidden_size, batch, dtype, card, interpret=False, precision="tf32", bidirectional=False
 ):  # fmt: skip
     """The path of one call.
 
@@ -76,9 +75,7 @@ def plan(
     from .kernels import config
 
     exact = dtype == torch.float32 and precision != "tf32"
-    if proj_size:
-        reason = "proj_size is not on the kernels yet"
-    elif hidden_size > config.MAX_HIDDEN_SIZE:
+    if hidden_size > config.MAX_HIDDEN_SIZE:
         reason = f"hidden_size above {config.MAX_HIDDEN_SIZE} is not on the kernels yet"
     elif dtype not in DTYPES:
         reason = f"{dtype} is not on the kernels"

@@ -11,13 +11,15 @@ def lstm(input, h_0, c_0, layers, masks=None, linear=F.linear, D=1, batch_sizes=
     rounding; batch_sizes: of a packed input (rows, I), sequences of each step.
     """
     sizes = input.shape[0] * [input.shape[1]] if batch_sizes is None else batch_sizes.tolist()
-    H = layers[0][1].shape[1]
+    rows, size = layers[0][1].shape
     h_n, c_n, outputs = [], [], []
     x = input
-    for n, (weight_ih, weight_hh, *biases) in enumerate(layers):
-        h = input.new_zeros(sizes[0], H) if h_0 is None else h_0[n]
-        c = input.new_zeros(sizes[0], H) if c_0 is None else c_0[n]
-        gates_ih = list((linear(x, weight_ih) + sum(biases)).flatten(0, -2).split(sizes))
+    for n, weights in enumerate(layers):
+        weight_ih, weight_hh, bias_ih, bias_hh, weight_hr = named(weights)
+        h = input.new_zeros(sizes[0], size) if h_0 is None else h_0[n]
+        c = input.new_zeros(sizes[0], rows // 4) if c_0 is None else c_0[n]
+        bias = 0 if bias_ih is None else bias_ih + bias_hh
+        gates_ih = list((linear(x, weight_ih) + bias).flatten(0, -2).split(sizes))
         reverse = n % D == 1
         output = [None] * len(sizes)
         for t in reversed(range(len(sizes))) if reverse else range(len(sizes)):
@@ -27,10 +29,12 @@ def lstm(input, h_0, c_0, layers, masks=None, linear=F.linear, D=1, batch_sizes=
             i, f, g, o = z.chunk(4, dim=1)
             c_t = f.sigmoid() * c[:alive] + i.sigmoid() * g.tanh()
             output[t] = o.sigmoid() * c_t.tanh()
+            if weight_hr is not None:
+                output[t] = linear(output[t], weight_hr)
             h, c = torch.cat((output[t], h[alive:])), torch.cat((c_t, c[alive:]))
         h_n.append(h)
         c_n.append(c)
-        outputs.append(torch.cat(output).view(*x.shape[:-1], H))
+        outputs.append(torch.cat(output).view(*x.shape[:-1], size))
         if len(outputs) == D:
             x = torch.cat(outputs, dim=-1)
             outputs = []
@@ -38,6 +42,16 @@ def lstm(input, h_0, c_0, layers, masks=None, linear=F.linear, D=1, batch_sizes=
             if masks and layer < len(masks):
                 x = x * masks[layer]
     return x, torch.stack(h_n), torch.stack(c_n)
+
+
+def named(weights):
+    """weight_ih, weight_hh, bias_ih, bias_hh, weight_hr of one direction, None for what it lacks.
+
+    weights: those it has, in this order, which is nn.LSTM's.
+    """
+    weight_ih, weight_hh, *rest = weights
+    weight_hr = rest.pop() if len(rest) % 2 else None
+    return weight_ih, weight_hh, *(rest or (None, None)), weight_hr
 
 
 def relative_error(actual, truth):

@@ -67,22 +67,24 @@ def _double(x):
 def make_case(
     T, B, I, H,
     dtype=torch.float32, device="cpu", num_layers=1, bias=True, hx=True,
-    reach="output h_n c_n", D=1,
+    reach="output h_n c_n", D=1, P=0,
 ):  # fmt: skip
-    """A Case of nn.LSTM's initial weights and normal numbers. reach: where the loss reaches."""
-    count = num_layers * D
+    """A Case of nn.LSTM's initial weights and normal numbers. reach: where the loss reaches; P:
+    proj_size.
+    """
+    count, size = num_layers * D, P or H
 
     def normal(*size):
         return torch.randn(*size).to(device, dtype)
 
-    module = nn.LSTM(I, H, num_layers, bias, bidirectional=D == 2)
+    module = nn.LSTM(I, H, num_layers, bias, bidirectional=D == 2, proj_size=P)
     weights = [x.detach().to(device, dtype) for x in module.parameters()]
     upstream = {
-        "output": normal(T, B, D * H), "h_n": normal(count, B, H), "c_n": normal(count, B, H)
+        "output": normal(T, B, D * size), "h_n": normal(count, B, size), "c_n": normal(count, B, H)
     }  # fmt: skip
     return Case(
         input=normal(T, B, I),
-        h_0=normal(count, B, H) if hx else None,
+        h_0=normal(count, B, size) if hx else None,
         c_0=normal(count, B, H) if hx else None,
         layers=layer.by_layer(weights, count),
         upstream={name: x if name in reach.split() else None for name, x in upstream.items()},
@@ -115,7 +117,7 @@ def packing(case):
 
 def tile(case, **changes):
     """The tile the module would take for a case, with changes."""
-    H = case.layers[0][1].shape[1]
+    H = case.layers[0][1].shape[0] // 4
     B = case.input.shape[1] if case.batch_sizes is None else int(case.batch_sizes[0])
     card = capability(case.input.device)
     planned = plan(H, B, case.input.dtype, card, interpreted(), case.precision)
@@ -149,9 +151,12 @@ def peer(case):
             case,
         )
 
-    (I, H), weights = (case.input.shape[-1], case.layers[0][1].shape[1]), case.layers[0]
-    layers, D = len(case.layers) // case.D, case.D
-    module = nn.LSTM(I, H, layers, len(weights) > 2, bidirectional=D == 2).to(case.input)
+    I, D, weights = case.input.shape[-1], case.D, case.layers[0]
+    rows, columns = weights[1].shape
+    module = nn.LSTM(
+        I, rows // 4, len(case.layers) // D, len(weights) > 3, bidirectional=D == 2,
+        proj_size=columns if len(weights) % 2 else 0,
+    ).to(case.input)  # fmt: skip
     given = [weight for weights in case.layers for weight in weights]
     with torch.no_grad():
         for parameter, weight in zip(module.parameters(), given, strict=True):
@@ -187,10 +192,11 @@ def _results(function, case, weights=None):
     layers = layer.by_layer(weights, len(case.layers))
     returned = dict(zip(case.upstream, function(*fed.values(), layers), strict=True))
 
-    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     leaves = {name: x for name, x in fed.items() if x is not None}
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
     for number, weights in enumerate(layers):
-        leaves |= {f"{name}_l{number}": x for name, x in zip(names, weights, strict=False)}
+        named = zip(names, reference.named(weights), strict=True)
+        leaves |= {f"{name}_l{number}": x for name, x in named if x is not None}
     reached = [name for name, grad in case.upstream.items() if grad is not None]
     grads = torch.autograd.grad(
         [returned[name] for name in reached],

@@ -32,7 +32,6 @@ NOT_ON_THE_KERNELS = {
     "no NVIDIA GPU": dict(card=None),
     "compute capability 7.0 is below 8.0": dict(card=(7, 0)),
     "compute capability 7.5 is below 8.0": dict(card=(7, 5)),
-    "proj_size": dict(proj_size=1),
     "hidden_size above 128": dict(hidden_size=129),
     "torch.float64": dict(dtype=torch.float64),
     "torch.int64": dict(dtype=torch.int64),

@@ -14,6 +14,8 @@ CASES = {
     "layers": ((4, 3, 5, 6), dict(num_layers=3)),
     "no_bias": ((4, 3, 5, 6), dict(bias=False)),
     "no_hx": ((4, 3, 5, 6), dict(hx=False, num_layers=2)),
+    "projected": ((4, 3, 5, 6), dict(num_layers=2, P=3)),
+    "projected_no_bias": ((4, 3, 5, 6), dict(bias=False, P=1)),
     "row_mnist": ((28, 4, 28, 128), dict(num_layers=2)),
 }
 
@@ -34,8 +36,15 @@ def results(returned, leaves, case):
 
 def nn_lstm(case, dropout=0.0):
     size, weights = case.input.shape[2], [x for weights in case.layers for x in weights]
-    H = weights[1].shape[1]
-    module = nn.LSTM(size, H, len(case.layers), len(case.layers[0]) > 2, dropout=dropout).double()
+    rows, columns = weights[1].shape
+    module = nn.LSTM(
+        size,
+        rows // 4,
+        len(case.layers),
+        len(case.layers[0]) > 3,
+        dropout=dropout,
+        proj_size=columns if len(case.layers[0]) % 2 else 0,
+    ).double()
     names = [name for name, _ in module.named_parameters()]
     hx = None if case.h_0 is None else (case.h_0, case.c_0)
     parameters = dict(zip(names, weights, strict=True))
