@@ -5,6 +5,8 @@ A case is a mode of use and its sizes. Modes:
     forward             a sequence in training: what backward needs is saved
     forward+backward    the same, and all gradients, of the input too
     step                one time step of inference, its state carried in: T is 1
+    cell                the same of an LSTMCell
+    cell+backward       the same in training, and all gradients
     mnist step          loss, gradients and Adam on a batch of MNIST rows, as train_mnist.py has it
 """
 
@@ -18,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from bench import mnist
 from bench.train_mnist import SEED, Classifier
 from bench.training import Training
-from lstm import LSTM, reference
+from lstm import LSTM, LSTMCell, reference
 from lstm.reference import relative_error
 
 # Far above the rounding of any dtype here: an error beyond it is no rounding, and gets no time.
@@ -49,7 +51,12 @@ class Case:
         """Multiply-adds of the products of one call."""
         inputs = self.I + (self.num_layers - 1) * self.H
         forward = self.T * self.B * 4 * self.H * (inputs + self.num_layers * self.H)
-        return forward if self.mode in ("forward", "step") else 3 * forward
+        return forward if self.mode in ("forward", "step", "cell") else 3 * forward
+
+    @property
+    def cell(self) -> bool:
+        """Whether it is of an LSTMCell."""
+        return self.mode in CELL_MODES
 
     def record(self) -> dict:
         """The case as a record has it, with the precision switch that float32 follows."""
@@ -65,6 +72,7 @@ def layers(modes, sizes, dtypes, num_layers=1):
 
 
 SEQUENCE = ("forward", "forward+backward")
+CELL_MODES = ("cell", "cell+backward")
 DTYPES = ("float32", "bfloat16", "float16")
 
 # A line of MNIST's main job; one sequence; a long one; the sizes around cuDNN's own switches at 128
@@ -80,6 +88,9 @@ LAYER = [
 STEP = layers(["step"], [(1, 1, 128), (1, 64, 128)], ["float32"]) + layers(
     ["step"], [(1, 1, 512)], ["float16"]
 )
+CELL = layers(CELL_MODES, [(1, 1, 128), (1, 64, 128)], ["float32"]) + layers(
+    CELL_MODES, [(1, 64, 512)], ["bfloat16"]
+)
 MODULE = [
     *(Case(mode, 28, 100, 28, 128, 2) for mode in SEQUENCE),
     *layers(SEQUENCE, [(128, 64, 64), (128, 64, 256)], ["bfloat16"], 2),
@@ -94,10 +105,11 @@ HIDDEN, BATCHES, LENGTHS = (
 SIZES = list(product(LENGTHS, BATCHES, HIDDEN))
 LAYER_GRID = layers(SEQUENCE, SIZES, DTYPES)
 STEP_GRID = layers(["step"], product([1], BATCHES, HIDDEN), DTYPES)
+CELL_GRID = layers(CELL_MODES, product([1], BATCHES, HIDDEN), DTYPES)
 MODULE_GRID = layers(SEQUENCE, SIZES, DTYPES, 2)
 
 
-SHORT = MNIST + LAYER + MODULE + STEP
+SHORT = MNIST + LAYER + MODULE + STEP + CELL
 
 
 def why_not(case, impl, device, kernels=True):
@@ -110,6 +122,8 @@ def why_not(case, impl, device, kernels=True):
             return f"{case.dtype} is for a GPU"
         if case.work > CPU_WORK:
             return "too large for a CPU"
+    if impl in PEERS and case.cell:
+        return f"{impl} has no LSTMCell"
     if impl in PEERS and PEERS[impl].missing():
         return f"{impl} cannot be imported"
     return None
@@ -131,6 +145,20 @@ class Naive(nn.Module):
             input = input.transpose(0, 1)
         output, h_n, c_n = reference.lstm(input, h_0, c_0, by_layer)
         return output.transpose(0, 1) if self.lstm.batch_first else output, (h_n, c_n)
+
+
+class NaiveCell(nn.Module):
+    """The equations in plain torch, as a module around nn.LSTMCell's own parameters."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__()
+        self.cell = nn.LSTMCell(*args, **kwargs)
+
+    def forward(self, input, hx):
+        """nn.LSTMCell's forward, batched."""
+        states = (x[None] for x in hx)
+        _, h_n, c_n = reference.lstm(input[None], *states, [tuple(self.cell.parameters())])
+        return h_n[0], c_n[0]
 
 
 class FlashRNN:
@@ -194,6 +222,7 @@ def _missing(name):
 
 
 IMPLS = {"lstm": LSTM, "torch": nn.LSTM, "naive": Naive}
+CELLS = {"lstm": LSTMCell, "torch": nn.LSTMCell, "naive": NaiveCell}
 PEERS = {"flashrnn": FlashRNN, "torchrl": TorchRL}
 
 
@@ -215,21 +244,27 @@ class Subject:
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
-            original = nn.LSTM(case.I, case.H, case.num_layers)
-            self.module = IMPLS.get(impl, nn.LSTM)(case.I, case.H, case.num_layers)
+            impls, sizes = IMPLS, (case.I, case.H, case.num_layers)
+            if case.cell:
+                impls, sizes = CELLS, sizes[:2]
+            original = impls["torch"](*sizes)
+            self.module = impls.get(impl, nn.LSTM)(*sizes)
         for own, given in zip(self.module.parameters(), original.parameters(), strict=True):
             own.data.copy_(given.data)
         self.module.to(device, dtype)
-        self.input = normal(case.T, case.B, case.I)
+        steps = () if case.cell else (case.T,)
+        self.input = normal(*steps, case.B, case.I)
         self.hx = None
         if case.mode == "step":
             self.hx = tuple(normal(case.num_layers, case.B, case.H) for _ in range(2))
-        self.backward = case.mode == "forward+backward"
+        elif case.cell:
+            self.hx = tuple(normal(case.B, case.H) for _ in range(2))
+        self.backward = case.mode.endswith("+backward")
         self.input.requires_grad_(self.backward)
-        self.grad_output = normal(case.T, case.B, case.H)
+        self.grad_output = normal(*steps, case.B, case.H)
 
     def __call__(self):
-        if self.case.mode == "step":
+        if self.case.mode in ("step", "cell"):
             with torch.inference_mode():
                 return self.output()
         if not self.backward:

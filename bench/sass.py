@@ -79,11 +79,11 @@ class LoopFigures:
 
 
 def loop_figures(cubin: bytes, num_warps: int) -> LoopFigures:
-    """Figures of the time loop of a compiled kernel, `compiled.asm["cubin"]`.
+    """Figures of the time loop of a compiled kernel, `compiled.asm["cubin"]`; of all of a kernel
+    that has no loop.
 
     Returns: LoopFigures.
-    Raises: ValueError if the kernel has no loop; FileNotFoundError if Triton lacks a tool;
-        RuntimeError if a tool rejects the cubin.
+    Raises: FileNotFoundError if Triton lacks a tool; RuntimeError if one rejects the cubin.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
@@ -125,15 +125,17 @@ def _run(tool: str, *arguments: str | Path) -> str:
 
 
 def _loop(sass: str) -> list[str]:
-    """Opcodes of the largest loop, without modifiers.
+    """Opcodes of the largest loop, or of a kernel without one, without modifiers.
 
     A loop is a branch to an instruction that every path to the branch passes, and all that can run
     between the two. Being backward is not enough: waits and other cold code lie behind the kernel's
     end and branch back to where they left.
     """
     largest: list[str] = []
+    everything: list[str] = []
     for function in SECTION.split(sass):
         opcodes, edges = _flow(function)
+        everything += opcodes
         reversed_edges: list[list[int]] = [[] for _ in edges]
         for source, targets in enumerate(edges):
             for target in targets:
@@ -143,9 +145,7 @@ def _loop(sass: str) -> list[str]:
                 if target <= source and source not in _reach(edges, 0, barred=target):
                     body = _reach(reversed_edges, source, barred=target) | {target}
                     largest = max(largest, [opcodes[index] for index in body], key=len)
-    if not largest:
-        raise ValueError("the kernel has no loop")
-    return largest
+    return largest or everything
 
 
 def _flow(function: str) -> tuple[list[str], list[list[int]]]:

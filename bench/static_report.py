@@ -32,6 +32,7 @@ from bench.sass import LoopFigures, loop_figures
 from lstm.kernels import config
 from lstm.kernels.backward import lstm_backward_kernel
 from lstm.kernels.forward import lstm_forward_kernel
+from lstm.kernels.step import lstm_step_backward_kernel, lstm_step_kernel
 from lstm.plan import interpreted
 
 # Each with its directions and the pointers that are None.
@@ -45,9 +46,15 @@ KERNELS = {
     "backward, packed": (lstm_backward_kernel, 2, ()),
     "forward, exact": (lstm_forward_kernel, 1, ("offsets_ptr",)),
     "backward, exact": (lstm_backward_kernel, 1, ("offsets_ptr",)),
+    "step, few": (lstm_step_kernel, 1, ()),
+    "step, many": (lstm_step_kernel, 1, ()),
+    "step, tf32": (lstm_step_kernel, 1, ()),
+    "step, backward": (lstm_step_backward_kernel, 1, ()),
 }
 # float32 with TF32 switched off, and no other dtype
 EXACT_KERNELS = ("forward, exact", "backward, exact")
+# No time loop: their figures are of the loop over the inputs, or of the whole kernel.
+STEP_KERNELS = ("step, few", "step, many", "step, tf32", "step, backward")
 POINTERS = {"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16"}
 ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -68,6 +75,8 @@ MAIN_SIZES = (128,)
 # how many numbers one access moves, which no card changes, and all on all take a quarter hour.
 #   BLOCK_H 16: VEC 1, 2, 4;   32: 1, 2, 4, 8;   64: 1, 2, 8, 4;   128: 1, 2, 4
 OTHER_SIZES = (1, 10, 16, 31, 22, 20, 24, 37, 50, 64, 36, 101, 70, 100)
+# Of a step, where rows are aligned to a single number, to 16 bytes, and there is but one number.
+STEP_SIZES = (128, 37, 1)
 # Compiled for all of these. The other kernels are the same with stores left out, or with another
 # first address: one card for each dtype, all of them with --all.
 MAIN_KERNELS = ("forward", "backward")
@@ -99,9 +108,16 @@ class Configuration:
 
     @property
     def tile(self) -> dict[str, int]:
-        """Its row of kernels/config.py, which is the same for every batch on a GPU."""
-        exact = self.kernel in EXACT_KERNELS
-        return config.tile(self.hidden_size, 1, ITEMSIZE[self.dtype], exact=exact)
+        """Its row of kernels/config.py, which but for a step is the same for every batch."""
+        itemsize = ITEMSIZE[self.dtype]
+        if self.kernel in STEP_KERNELS:
+            precision = "tf32" if self.kernel == "step, tf32" else "ieee"
+            batch = 1000 if self.kernel == "step, many" else 1
+            tile = config.step_tile(batch, itemsize, precision=precision)
+            if self.kernel == "step, backward":
+                tile = {name: tile[name] for name in ("BLOCK_B", "BLOCK_H", "num_warps")}
+            return tile
+        return config.tile(self.hidden_size, 1, itemsize, exact=self.kernel in EXACT_KERNELS)
 
 
 def configurations(cards=tuple(CARDS), everything=False) -> list[Configuration]:
@@ -121,7 +137,7 @@ def configurations(cards=tuple(CARDS), everything=False) -> list[Configuration]:
             Configuration(kernel, size, dtype, card) for card in here for kernel in kernels
         )
 
-    common = [kernel for kernel in KERNELS if kernel not in EXACT_KERNELS]
+    common = [kernel for kernel in KERNELS if kernel not in EXACT_KERNELS + STEP_KERNELS]
     variants = [kernel for kernel in common if kernel not in MAIN_KERNELS]
     for d, (size, dtype) in enumerate(main):
         add(MAIN_KERNELS, size, dtype, None)
@@ -140,6 +156,10 @@ def configurations(cards=tuple(CARDS), everything=False) -> list[Configuration]:
         if size <= config.MAX_EXACT_HIDDEN_SIZE and _kind(size, "float32") not in exact_kinds:
             exact_kinds.add(_kind(size, "float32"))
             add(EXACT_KERNELS, size, "float32", None if everything else s)
+    for s, size in enumerate(STEP_SIZES):
+        for d, dtype in enumerate(POINTERS):
+            kernels = [k for k in STEP_KERNELS if k != "step, tf32" or dtype == "float32"]
+            add(kernels, size, dtype, None if everything else s + 2 * d)
     return sorted(chosen, key=lambda configuration: configuration.card)
 
 
@@ -166,19 +186,33 @@ def compile_configuration(configuration: Configuration, target: GPUTarget | None
     if target is None:
         target = GPUTarget("cuda", configuration.card, 32)
     else:
-        del options["maxnreg"]  # NVIDIA's
+        options.pop("maxnreg", None)  # NVIDIA's
     sizes = {name: value for name, value in tile.items() if name in names}
-    constants = {"H": configuration.hidden_size, "D": directions, **sizes}
-    constants |= dict.fromkeys(absent)
+    size = configuration.hidden_size
+    constants = {"H": size, "D": directions} if kernel.params[names.index("H")].is_constexpr else {}
+    constants |= sizes | dict.fromkeys(absent)
+    # The numbers that a launch looks at: whether they are 1, or divisible by 16.
+    numbers = [
+        param.name
+        for param in kernel.params
+        if not param.do_not_specialize
+        and not param.name.endswith("_ptr")
+        and param.name not in constants
+    ]
+    if size == 1:
+        constants |= dict.fromkeys(numbers, 1)
     pointers = [name for name in names if name.endswith("_ptr") and name not in constants]
     signature = dict.fromkeys(names, "i32")
-    signature |= dict.fromkeys(pointers, POINTERS[configuration.dtype]) | {"offsets_ptr": "*i64"}
+    signature |= dict.fromkeys(pointers, POINTERS[configuration.dtype])
+    if "offsets_ptr" in names:
+        signature["offsets_ptr"] = "*i64"
     signature |= dict.fromkeys(constants, "constexpr")
     aligned = [
         param.name
         for param in kernel.params
         if param.name in pointers and not param.do_not_specialize_on_alignment
     ]
+    aligned += numbers if size % 16 == 0 else []
     source = ASTSource(
         fn=kernel,
         signature=signature,
@@ -234,8 +268,10 @@ class Row:
 
     @property
     def weights(self) -> str:
-        """Where W_hh lives during the time loop, as far as counts tell."""
+        """Where W_hh lives during the time loop, as far as counts tell; "memory" without one."""
         limit = limits(self.configuration)
+        if self.configuration.kernel in STEP_KERNELS:
+            return "memory"
         if self.figures.hgmma or self.figures.utchmma:
             return "shared"
         if self.figures.lds + self.figures.ldsm > limit["lds + ldsm"]:
@@ -254,6 +290,8 @@ def measure(configuration: Configuration) -> Row:
 
 def limits(configuration: Configuration) -> dict[str, int]:
     """What a step needs of what slows it down, per warp."""
+    if configuration.kernel in STEP_KERNELS:
+        return {"spills": 0}
     tile = configuration.tile
     warps = tile["num_warps"]
     exchanges = 2 if configuration.kernel in EXACT_KERNELS else 1

@@ -1,8 +1,12 @@
-"""Tile sizes and warps: a pure function of the sizes, which needs no GPU."""
+"""Tile sizes and warps: pure functions of the sizes, which need no GPU."""
 
 # W_hh of more units does not fit the registers of one program; EXACT has every weight twice.
 MAX_HIDDEN_SIZE = 128
 MAX_EXACT_HIDDEN_SIZE = 64
+
+# One step reads all its weights anew, I + H of them for each gate of a unit, one after the other.
+# Of more, cuBLAS shares the reading better among programs than our plain loop does (estimated).
+MAX_STEP_SIZE = 1024
 
 
 def tile(hidden_size, batch, itemsize, interpreted=False, exact=False):
@@ -35,4 +39,36 @@ def tile(hidden_size, batch, itemsize, interpreted=False, exact=False):
         # Left to itself ptxas aims at more programs a multiprocessor, and may spill for it (H=24 on
         # sm_89). The latency of one program is what counts.
         "maxnreg": 255,
+    }
+
+
+def step_tile(batch, itemsize, interpreted=False, precision="ieee"):
+    """What one program of lstm_step_kernel works on, as keyword arguments of a launch.
+
+    Args: as `tile` has them; precision: of float32 products, "tf32" or "ieee".
+    Returns: {"BLOCK_B", "BLOCK_H", "BLOCK_K", "PRECISION", "num_warps", "num_stages"}.
+    """
+    if interpreted:
+        return {
+            "BLOCK_B": min(max(16, 1 << (batch - 1).bit_length()), 256),
+            "BLOCK_H": 256,
+            "BLOCK_K": 256,
+            "PRECISION": precision,
+            "num_warps": 4,
+            "num_stages": 1,
+        }
+    few = batch <= 64
+    return {
+        # Rows of a tensor core's tile, of which few sequences leave some empty; more of them share
+        # a reading of the weights.
+        "BLOCK_B": 16 if few else 64,
+        # As few as it takes: programs are what shares the reading of the weights.
+        "BLOCK_H": 16,
+        # 64 bytes: of 128, rows that are not aligned take too many registers for their addresses.
+        "BLOCK_K": 64 // itemsize,
+        "PRECISION": precision,
+        # A warp for each eight units, or for each 16 sequences
+        "num_warps": 2 if few else 4,
+        # Three tiles on their way while one is multiplied
+        "num_stages": 4,
     }

@@ -4,7 +4,10 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from .cell import LSTMCell
 from .module import LSTM
+
+OURS = {nn.LSTM: LSTM, nn.LSTMCell: LSTMCell}
 
 
 @dataclass(frozen=True)
@@ -25,35 +28,37 @@ class Conversion:
 
 
 def convert(model):
-    """Make every torch.nn.LSTM in a model, or the model itself, an lstm.LSTM, in place.
+    """Make every torch.nn.LSTM and nn.LSTMCell in a model, or the model itself, ours, in place.
 
     Each stays the object that it is, with its parameters, buffers, hooks, training flag and whoever
     holds it, so optimizers and checkpoints go on as before; only its class changes. A subclass of
-    nn.LSTM is left alone, as are parametrized ones: convert first, then parametrize.
+    theirs is left alone, as are parametrized ones: convert first, then parametrize.
 
     Returns: Conversion, which prints well.
     """
-    return _change(model, nn.LSTM, LSTM)
+    return _change(model, OURS)
 
 
 def revert(model):
-    """Make every lstm.LSTM in a model a torch.nn.LSTM, in place: `convert` undone.
+    """Make every lstm.LSTM and lstm.LSTMCell in a model PyTorch's, in place: `convert` undone.
 
     Returns: Conversion, which prints well.
     """
-    done = _change(model, LSTM, nn.LSTM)
-    for name in done.replaced:
-        # cuDNN wants the weights in one piece, which ours are free not to be.
-        model.get_submodule(name).flatten_parameters()
-    return done
+    return _change(model, {ours: theirs for theirs, ours in OURS.items()})
 
 
-def _change(model, old, new):
+def _change(model, classes):
     done = Conversion()
     for name, module in model.named_modules():
-        if type(module) is old:
-            module.__class__ = new
+        kind = type(module)
+        if kind in classes:
+            module.__class__ = classes[kind]
+            if classes[kind] is nn.LSTM:
+                # cuDNN wants the weights in one piece, which ours are free not to be.
+                module.flatten_parameters()
             done.replaced.append(name)
-        elif isinstance(module, old):
-            done.skipped[name] = f"{type(module).__name__} is a subclass of {old.__name__}"
+        elif kind not in classes.values():
+            for old in classes:
+                if isinstance(module, old):
+                    done.skipped[name] = f"{kind.__name__} is a subclass of {old.__name__}"
     return done

@@ -64,7 +64,13 @@ class _LSTM(torch.autograd.Function):
         inputs = ctx.saved_tensors[num_masks + num_saved :]
         needs = ctx.needs_input_grad[6:]
         if torch.is_grad_enabled():
-            grads = _differentiable_backward(grads, inputs, needs, masks, count, D, ctx.packing)
+            sizes = ctx.packing and ctx.packing.batch_sizes
+
+            def function(input, h_0, c_0, *weights):
+                layers = by_layer(weights, count)
+                return reference.lstm(input, h_0, c_0, layers, masks, D=D, batch_sizes=sizes)
+
+            grads = reference.backward(function, inputs, needs, grads)
             return None, None, None, None, None, None, *grads
         input, h_0, _, *weights = inputs
         needs_input, needs_h_0, needs_c_0, *needs_weights = needs
@@ -75,25 +81,6 @@ class _LSTM(torch.autograd.Function):
                 needs_input, needs_h_0, needs_c_0, by_layer(needs_weights, count),
             )  # fmt: skip
         return None, None, None, None, None, None, *grads
-
-
-def _differentiable_backward(grads, inputs, needs, masks, count, D, packing):
-    """The gradients by plain torch, for create_graph=True: the kernels' own have no derivative."""
-    # Views are new nodes that hang on the caller's graph, so that it ends at them here.
-    input, h_0, c_0, *weights = inputs = [x if x is None else x.view_as(x) for x in inputs]
-    layers, sizes = by_layer(weights, count), packing and packing.batch_sizes
-    outputs = reference.lstm(input, h_0, c_0, layers, masks, D=D, batch_sizes=sizes)
-    given = [(x, grad) for x, grad in zip(outputs, grads, strict=True) if grad is not None]
-    needed = iter(
-        torch.autograd.grad(
-            [x for x, _ in given],
-            [x for x, need in zip(inputs, needs, strict=True) if need],
-            [grad for _, grad in given],
-            create_graph=True,
-            allow_unused=True,
-        )
-    )
-    return [next(needed) if need else None for need in needs]
 
 
 def by_layer(flat, count):

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import plan as plans
 from .layer import by_layer, lstm
 from .packing import Packing
-from .precision import fp32_precision
+from .precision import compute_dtype, fp32_precision
 
 
 class LSTM(RNNBase):
@@ -67,7 +67,7 @@ class LSTM(RNNBase):
             packing = Packing(batch_sizes, input.device)
             hx = hx if hx is None else self.permute_hidden(hx, order)
         h_0, c_0 = (None, None) if hx is None else hx
-        dtype = _dtype(input)
+        dtype = compute_dtype(input)
         if torch.is_autocast_enabled(input.device.type):
             weights = [weight.to(dtype) for weight in weights]
             input, h_0, c_0 = (x if x is None else x.to(dtype) for x in (input, h_0, c_0))
@@ -96,26 +96,19 @@ class LSTM(RNNBase):
         Returns: lstm.Plan, which prints well.
         """
         x = input.data if isinstance(input, PackedSequence) else input
-        if not isinstance(x, torch.Tensor):
-            return plans.Plan("torch", "the input is no tensor")
-        card, interpret = plans.capability(x.device), plans.interpreted()
-        if card is None and not (interpret and x.device.type in ("cpu", "cuda")):
-            return plans.NO_GPU
-        if torch._C._are_functorch_transforms_active() or torch.jit.is_tracing():
-            return plans.Plan("torch", "a torch.func transform or torch.jit.trace is active")
+        refusal = plans.refusal(x)
+        if refusal:
+            return refusal
         plan = plans.plan(
             self.hidden_size,
             self._batch(input),
-            _dtype(x),
-            card,
-            interpret,
+            compute_dtype(x),
+            plans.capability(x.device),
+            plans.interpreted(),
             fp32_precision(),
             self.bidirectional,
         )
-        if plan.path == "fused" and not self._accepts(input, hx):
-            # PyTorch's LSTM has the error for it.
-            return plans.Plan("torch", "input, hx and weights do not fit together")
-        return plan
+        return plan if plan.path == "torch" or self._accepts(input, hx) else plans.MISFIT
 
     def _batch(self, input):
         """Sequences in an input of any kind."""
@@ -150,8 +143,8 @@ class LSTM(RNNBase):
             if hx[0].shape != (*states, size) or hx[1].shape != (*states, self.hidden_size):
                 return False
             tensors += hx
-        device, dtype = input.device, _dtype(input)
-        return all(x.device == device and _dtype(x) == dtype for x in tensors)
+        device, dtype = input.device, compute_dtype(input)
+        return all(x.device == device and compute_dtype(x) == dtype for x in tensors)
 
     def _weights(self):
         """The weights in nn.LSTM's order: parameters, or what a parametrization put there."""
@@ -178,11 +171,3 @@ def _weight_sizes(input_size, hidden_size, num_layers, bias, D, proj_size):
         weights += [(proj_size, hidden_size)] if proj_size else []
         sizes += D * weights
     return sizes
-
-
-def _dtype(x):
-    """The dtype a call with x computes in: its own, or what autocast casts it to."""
-    castable = x.dtype.is_floating_point and x.dtype != torch.float64
-    if castable and torch.is_autocast_enabled(x.device.type):
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype

@@ -12,34 +12,39 @@ MIN_CAPABILITY = (8, 0)  # mma.sync on bfloat16, and tanh.approx
 
 @dataclass(frozen=True)
 class Plan:
-    """How one call of an LSTM runs.
+    """How one call of an LSTM or LSTMCell runs.
 
-    path: "fused", our kernels, or "torch", PyTorch's own LSTM.
+    path: "fused", our kernels, or "torch", PyTorch's own module.
     reason: why, in a few words.
     tile: fused: what one program works on, keyword arguments of a launch (kernels/config.py).
     programs: fused: programs of each launch, one launch a layer and pass.
-    operands: fused: the dtype the products multiply in.
+    operands: fused: what the products multiply: a dtype's name, "two float16", or "tf32".
     """
 
     path: str
     reason: str
     tile: tuple[tuple[str, int], ...] = ()
     programs: int = 0
-    operands: torch.dtype | None = None
+    operands: str = ""
 
     def __str__(self):
         if self.path == "torch":
-            return f"torch.nn.LSTM: {self.reason}"
+            return f"PyTorch's own module: {self.reason}"
         tile = dict(self.tile)
         return (
             f"fused kernels: {self.reason}\n"
             f"  {self.programs} programs of {tile['num_warps']} warps, each of "
             f"{tile['BLOCK_B']} sequences by {tile['BLOCK_H']} units\n"
-            f"  products in {'two ' if tile['EXACT'] else ''}{self.operands}, sums in torch.float32"
+            f"  products in {self.operands}, sums in float32"
         )
 
 
 NO_GPU = Plan("torch", "no NVIDIA GPU, and Triton's interpreter is off")
+NO_TENSOR = Plan("torch", "the input is no tensor")
+TRANSFORMED = Plan("torch", "a torch.func transform or torch.jit.trace is active")
+EMPTY = Plan("torch", "the batch is empty")
+# PyTorch's own module has the error for it.
+MISFIT = Plan("torch", "input, hx and weights do not fit together")
 
 
 @cache
@@ -56,40 +61,83 @@ def capability(device):
     return torch.cuda.get_device_capability(device)
 
 
+def refusal(input):
+    """The plan of a call that no kernel can run, whatever its sizes are; else None."""
+    if not isinstance(input, torch.Tensor):
+        return NO_TENSOR
+    if capability(input.device) is None and not (
+        interpreted() and input.device.type in ("cpu", "cuda")
+    ):
+        return NO_GPU
+    if torch._C._are_functorch_transforms_active() or torch.jit.is_tracing():
+        return TRANSFORMED
+    return None
+
+
 @lru_cache(maxsize=1024)
 def plan(
     hidden_size, batch, dtype, card, interpret=False, precision="tf32", bidirectional=False
 ):  # fmt: skip
-    """The path of one call.
+    """The path of one call of an LSTM.
 
     Args: card: compute capability, None without an NVIDIA GPU; interpret: whether Triton's
         interpreter is on; precision: of float32, "tf32" or "ieee"; the rest as the module and its
         input have them.
     Returns: Plan.
     """
-    if not interpret and card is None:
-        return NO_GPU
-    if not interpret and card < MIN_CAPABILITY:
-        return Plan("torch", f"compute capability {card[0]}.{card[1]} is below 8.0")
-    # Here, so that Triton is not imported where it is not needed.
+    # In here, so that Triton is not imported where it is not needed.
+    if refused := _refused(card, interpret, dtype, batch):
+        return refused
     from .kernels import config
 
     exact = dtype == torch.float32 and precision != "tf32"
     if hidden_size > config.MAX_HIDDEN_SIZE:
         reason = f"hidden_size above {config.MAX_HIDDEN_SIZE} is not on the kernels yet"
-    elif dtype not in DTYPES:
-        reason = f"{dtype} is not on the kernels"
     elif exact and hidden_size > config.MAX_EXACT_HIDDEN_SIZE:
         reason = (
             f"hidden_size above {config.MAX_EXACT_HIDDEN_SIZE} in float32 with TF32 switched off "
             "is not on the kernels yet"
         )
-    elif batch == 0:
-        reason = "the batch is empty"
     else:
         tile = config.tile(hidden_size, batch, dtype.itemsize, interpret, exact)
-        where = "Triton's interpreter" if interpret else f"compute capability {card[0]}.{card[1]}"
-        operands = torch.float16 if dtype == torch.float32 else dtype
+        operands = "float16" if dtype == torch.float32 else str(dtype).removeprefix("torch.")
         programs = -(-batch // tile["BLOCK_B"]) * (2 if bidirectional else 1)
-        return Plan("fused", where, tuple(tile.items()), programs, operands)
+        return Plan(
+            "fused", _where(card, interpret), tuple(tile.items()), programs,
+            f"two {operands}" if exact else operands,
+        )  # fmt: skip
     return Plan("torch", reason)
+
+
+@lru_cache(maxsize=1024)
+def cell_plan(input_size, hidden_size, batch, dtype, card, interpret=False, precision="ieee"):
+    """The path of one call of an LSTMCell. Args, returns: as `plan` has them."""
+    if refused := _refused(card, interpret, dtype, batch):
+        return refused
+    from .kernels import config
+
+    if input_size + hidden_size > config.MAX_STEP_SIZE:
+        reason = f"for input_size + hidden_size above {config.MAX_STEP_SIZE} cuBLAS is faster"
+        return Plan("torch", f"{reason} (estimated)")
+    tile = config.step_tile(batch, dtype.itemsize, interpret, precision)
+    tf32 = dtype == torch.float32 and precision == "tf32"
+    programs = -(-batch // tile["BLOCK_B"]) * -(-hidden_size // tile["BLOCK_H"])
+    return Plan(
+        "fused", _where(card, interpret), tuple(tile.items()), programs,
+        "tf32" if tf32 else str(dtype).removeprefix("torch."),
+    )  # fmt: skip
+
+
+def _refused(card, interpret, dtype, batch):
+    """The plan of a call that no kernel can run; else None."""
+    if not interpret and card is None:
+        return NO_GPU
+    if not interpret and card < MIN_CAPABILITY:
+        return Plan("torch", f"compute capability {card[0]}.{card[1]} is below 8.0")
+    if dtype not in DTYPES:
+        return Plan("torch", f"{dtype} is not on the kernels")
+    return EMPTY if batch == 0 else None
+
+
+def _where(card, interpret):
+    return "Triton's interpreter" if interpret else f"compute capability {card[0]}.{card[1]}"

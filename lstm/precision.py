@@ -1,4 +1,4 @@
-"""The float32 precision of an LSTM: PyTorch's own switch for it, followed by every product."""
+"""What a call computes in: PyTorch's own switches, followed by every product."""
 
 from contextlib import contextmanager
 
@@ -7,6 +7,21 @@ import torch
 # Looked up once: the attribute chain costs 1.5 us a time, these objects 0.3.
 _rnn = torch.backends.cudnn.rnn
 _matmul = torch.backends.cuda.matmul
+
+
+def matmul_fp32_precision():
+    """Of other products of float32, from torch.backends.cuda.matmul: "ieee", the default, or
+    "tf32".
+    """
+    return "tf32" if _matmul.fp32_precision == "tf32" else "ieee"
+
+
+def compute_dtype(x):
+    """The dtype a call with x computes in: its own, or what autocast casts it to."""
+    castable = x.dtype.is_floating_point and x.dtype != torch.float64
+    if castable and torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
 
 
 def fp32_precision():

@@ -44,6 +44,28 @@ def lstm(input, h_0, c_0, layers, masks=None, linear=F.linear, D=1, batch_sizes=
     return x, torch.stack(h_n), torch.stack(c_n)
 
 
+def backward(function, inputs, needs, grads):
+    """Gradients of a function for those of its inputs that need one, None for the others, to be
+    differentiated again.
+
+    For create_graph=True, since the kernels' own have no derivative. grads: of what it returns,
+    None where the loss does not reach.
+    """
+    # Views are new nodes that hang on the caller's graph, so that it ends at them here.
+    inputs = [x if x is None else x.view_as(x) for x in inputs]
+    given = [(x, g) for x, g in zip(function(*inputs), grads, strict=True) if g is not None]
+    needed = iter(
+        torch.autograd.grad(
+            [x for x, _ in given],
+            [x for x, need in zip(inputs, needs, strict=True) if need],
+            [grad for _, grad in given],
+            create_graph=True,
+            allow_unused=True,
+        )
+    )
+    return [next(needed) if need else None for need in needs]
+
+
 def named(weights):
     """weight_ih, weight_hh, bias_ih, bias_hh, weight_hr of one direction, None for what it lacks.
 

@@ -81,8 +81,11 @@ def run_without_interpreter():
 
 @pytest.fixture
 def launches(monkeypatch):
-    """Counts launches of the kernels from here on: {"forward": n, "backward": n}."""
-    from lstm.kernels import backward, forward
+    """Counts launches of the kernels from here on: {"forward": n, "backward": n}.
+
+    A step of an LSTMCell counts as what it is a step of.
+    """
+    from lstm.kernels import backward, forward, step
 
     counts = {"forward": 0, "backward": 0}
 
@@ -95,4 +98,6 @@ def launches(monkeypatch):
 
     monkeypatch.setattr(forward, "lstm_forward", counted("forward", forward.lstm_forward))
     monkeypatch.setattr(backward, "lstm_backward", counted("backward", backward.lstm_backward))
+    monkeypatch.setattr(step, "lstm_step", counted("forward", step.lstm_step))
+    monkeypatch.setattr(step, "lstm_step_backward", counted("backward", step.lstm_step_backward))
     return counts

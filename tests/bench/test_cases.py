@@ -13,6 +13,8 @@ CPU = torch.device("cpu")
 SMALL = [
     *cases.layers(cases.SEQUENCE, [(3, 5, 16)], cases.DTYPES),
     cases.Case("step", 1, 2, 16, 16),
+    cases.Case("cell", 1, 2, 7, 16),
+    cases.Case("cell+backward", 1, 2, 7, 16),
     cases.Case("forward+backward", 3, 5, 7, 16, 2),
     cases.Case("mnist step", 28, 5, 28, 16, 2),
 ]
@@ -21,7 +23,7 @@ SMALL = [
 def test_the_grid_is_every_size_and_the_short_list_has_no_twins():
     assert len(set(cases.LAYER_GRID)) == 3 * 6 * 8 * 3 * 2
     assert {case.num_layers for case in cases.MODULE_GRID} == {2}
-    assert len(set(cases.SHORT)) == len(cases.SHORT) < 40
+    assert len(set(cases.SHORT)) == len(cases.SHORT) < 45
 
 
 @pytest.mark.parametrize("case", SMALL, ids=str)
@@ -32,7 +34,8 @@ def test_every_implementation_gives_the_same_numbers(case, launches):
         assert work.error() < bar, impl
         work()
     assert subjects["lstm"].path == "fused" and launches["forward"] > 0
-    assert (launches["backward"] > 0) == (case.mode in ("forward+backward", "mnist step"))
+    trains = case.mode == "mnist step" or case.mode.endswith("+backward")
+    assert (launches["backward"] > 0) == trains
     assert (subjects["torch"].path, subjects["naive"].path) == ("torch", "naive")
 
 

@@ -110,11 +110,11 @@ def far_pair(sizes, batches, few, many):
 
 
 def run_only_program(monkeypatch, number):
-    """Has the interpreter run one program of each grid."""
+    """Has the interpreter run one program of each grid, with this number on its first axis."""
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
     def program_id(self, axis):
-        return TensorHandle(np.array([number], dtype=np.int32), tl.int32)
+        return TensorHandle(np.array([0 if axis else number], dtype=np.int32), tl.int32)
 
     monkeypatch.setattr(InterpreterBuilder, "create_get_program_id", program_id)
     monkeypatch.setattr(triton, "cdiv", lambda *_: 1)

@@ -8,6 +8,7 @@ import pytest
 from lstm.kernels import config
 from lstm.kernels.backward import lstm_backward_kernel
 from lstm.kernels.forward import lstm_forward_kernel
+from lstm.kernels.step import lstm_step_kernel
 
 SIZES = list(product(range(1, config.MAX_HIDDEN_SIZE + 1), (2, 4)))  # hidden_size, itemsize
 
@@ -54,3 +55,19 @@ def test_a_gpus_tile_is_eight_sequences_for_any_batch(batch):
 )
 def test_the_interpreters_tile_takes_the_batch(batch, block_b):
     assert config.tile(128, batch, 2, interpreted=True)["BLOCK_B"] == block_b
+
+
+def test_a_steps_tile_is_its_kernels_keyword_arguments():
+    names = list(inspect.signature(lstm_step_kernel.fn).parameters)
+    for interpreted in (False, True):
+        tile = config.step_tile(100, 4, interpreted)
+        assert list(tile) == [*names[names.index("BLOCK_B") :], "num_warps", "num_stages"]
+
+
+@pytest.mark.parametrize("itemsize", [2, 4])
+def test_more_sequences_of_a_step_share_a_reading_of_the_weights(itemsize):
+    few, many = config.step_tile(64, itemsize), config.step_tile(65, itemsize)
+    assert (few["BLOCK_B"], many["BLOCK_B"]) == (16, 64)
+    assert few["BLOCK_K"] * itemsize == 64
+    # The tensor core's least
+    assert few["BLOCK_K"] >= 16

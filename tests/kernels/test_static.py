@@ -21,6 +21,8 @@ from bench.static_report import (
     KERNELS,
     MAIN_KERNELS,
     MAIN_SIZES,
+    STEP_KERNELS,
+    STEP_SIZES,
     Configuration,
     Row,
     configurations,
@@ -83,13 +85,13 @@ def test_every_kind_of_tile_is_compiled_and_the_main_sizes_for_every_card():
         return {kind(k, size, dtype) for k in kernels for size in sizes for dtype in dtypes}
 
     exact = wanted(EXACT_KERNELS, ["float32"], config.MAX_EXACT_HIDDEN_SIZE)
-    common = set(KERNELS) - set(EXACT_KERNELS)
+    common = set(KERNELS) - set(EXACT_KERNELS) - set(STEP_KERNELS)
 
-    compiled = configurations()
+    compiled = [c for c in configurations() if c.kernel not in STEP_KERNELS]
     kinds = {kind(c.kernel, c.hidden_size, c.dtype) for c in compiled}
     assert kinds >= wanted(MAIN_KERNELS) | exact
     assert max(Counter(compiled).values()) == 1
-    everything = Counter(configurations(everything=True))
+    everything = Counter(c for c in configurations(everything=True) if c.kernel not in STEP_KERNELS)
     assert max(everything.values()) == 1
     for card in CARDS:
         here = [c for c in everything if c.card == card]
@@ -101,13 +103,30 @@ def test_every_kind_of_tile_is_compiled_and_the_main_sizes_for_every_card():
     assert variants == {(kernel, dtype) for kernel in common for dtype in ITEMSIZE}
 
 
+def test_every_kind_of_step_is_compiled():
+    wanted = {
+        (kernel, size, dtype)
+        for kernel in STEP_KERNELS
+        for size in STEP_SIZES
+        for dtype in ITEMSIZE
+        if kernel != "step, tf32" or dtype == "float32"
+    }
+    steps = [c for c in configurations() if c.kernel in STEP_KERNELS]
+    assert {(c.kernel, c.hidden_size, c.dtype) for c in steps} == wanted
+    assert len(steps) == len(wanted)
+    assert {c.card for c in steps} == set(CARDS)
+    steps = [c for c in configurations(everything=True) if c.kernel in STEP_KERNELS]
+    assert len(steps) == len(set(steps)) == len(wanted) * len(CARDS)
+
+
 @pytest.mark.parametrize("card", CARDS)
 def test_the_time_loops_have_no_defect(runs, card):
     runs = [run for run in runs if run["card"] == card]
     assert [configuration(run) for run in runs] == configurations([card])
     found = {str(configuration(run)): run["defects"] for run in runs if run["defects"]}
     assert not found
-    assert {run["weights"] for run in runs} == {"registers"}
+    for run in runs:
+        assert run["weights"] == ("memory" if run["kernel"] in STEP_KERNELS else "registers")
 
 
 @pytest.mark.parametrize(("kernel", "instructions"), [("forward", 210), ("backward", 280)])
@@ -123,9 +142,12 @@ def test_bfloat16_at_128_units_on_sm_90_keeps_its_figures(runs, kernel, instruct
 
 @pytest.mark.parametrize(
     ("kernel", "hidden_size", "dtype", "card"),
-    [(k, size, d, card) for k in KERNELS for size in (1, 37, 128) for d, card in [
-        ("float32", 80), ("bfloat16", 90),
-    ]],
+    [
+        (kernel, size, dtype, card)
+        for kernel in KERNELS if kernel not in STEP_KERNELS
+        for size in (1, 37, 128)
+        for dtype, card in [("float32", 80), ("bfloat16", 90)]
+    ],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["spills", "hgmma", "utchmma", "bar", "ldsm", "ldg", "shfl"])
 def test_one_more_than_needed_is_a_defect(kernel, hidden_size, dtype, card, name):
@@ -134,6 +156,15 @@ def test_one_more_than_needed_is_a_defect(kernel, hidden_size, dtype, card, name
     assert defects(good, at) == []
     (defect,) = defects(figures(at, **{name: getattr(good, name) + 1}), at)
     assert name in defect
+
+
+@pytest.mark.parametrize("kernel", STEP_KERNELS)
+def test_a_spill_in_a_step_is_a_defect(kernel):
+    at = Configuration(kernel, 128, "float32", 90)
+    counts = dict.fromkeys(LoopFigures.__dataclass_fields__, 0)
+    assert defects(LoopFigures(**counts), at) == []
+    (defect,) = defects(LoopFigures(**(counts | {"spills": 1})), at)
+    assert "spills" in defect
 
 
 @pytest.mark.parametrize("size", [1, 20, 37, 64, 128])

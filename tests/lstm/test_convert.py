@@ -17,7 +17,7 @@ class Doubled(nn.LSTM):
 
 
 class Model(nn.Module):
-    """LSTMs nested, shared, frozen, in a list that no module knows, and of another class."""
+    """LSTMs nested, shared, frozen, in a list that no module knows, of another class; a cell."""
 
     def __init__(self):
         super().__init__()
@@ -27,12 +27,14 @@ class Model(nn.Module):
         self.doubled = Doubled(8, 8)
         self.frozen = nn.LSTM(8, 3, bidirectional=True, dropout=0.0).requires_grad_(False).eval()
         self.held = [self.frozen]
+        self.cell = nn.LSTMCell(6, 6)
 
     def forward(self, x):
         x, _ = self.first(x)
         x, _ = self.blocks[0][1](self.blocks[0][0](x))
         x, _ = self.doubled(x)
-        return self.held[0](x)[0]
+        x, _ = self.held[0](x)
+        return self.cell(x[-1])[0]
 
 
 @pytest.fixture
@@ -55,13 +57,13 @@ def test_a_converted_model_gives_the_same_results_on_the_kernels(model, device, 
     lstm.convert(model)
     for actual, expected in zip(results(model, device), before, strict=True):
         torch.testing.assert_close(actual, expected, rtol=5e-3, atol=5e-4)
-    # first, two layers in blocks, frozen
-    assert launches == {"forward": 4, "backward": 4}
+    # first, two layers in blocks, frozen, cell
+    assert launches == {"forward": 5, "backward": 5}
 
 
 def test_it_says_what_it_did(model):
     done = lstm.convert(model)
-    assert done.replaced == ["first", "blocks.0.1", "frozen"]
+    assert done.replaced == ["first", "blocks.0.1", "frozen", "cell"]
     assert done.skipped == {"doubled": "Doubled is a subclass of LSTM"}
     assert "replaced blocks.0.1" in str(done) and "left doubled alone" in str(done)
     assert lstm.convert(model).replaced == []
@@ -79,6 +81,7 @@ def test_everything_else_stays_the_same_object(model, device):
     assert all(x is parameters[name] for name, x in model.named_parameters())
     assert type(model.first) is lstm.LSTM and model.again is model.first
     assert type(model.held[0]) is lstm.LSTM and type(model.doubled) is Doubled
+    assert type(model.cell) is lstm.LSTMCell
     assert [m.training for m in model.modules()] == mode
     assert not any(p.requires_grad for p in model.frozen.parameters())
     assert list(model.state_dict()) == list(state)
@@ -92,8 +95,8 @@ def test_revert_undoes_it(model, device):
     before = [x.detach().clone() for x in results(model, device)]
     lstm.convert(model)
     done = lstm.revert(model)
-    assert done.replaced == ["first", "blocks.0.1", "frozen"]
-    assert type(model.first) is nn.LSTM
+    assert done.replaced == ["first", "blocks.0.1", "frozen", "cell"]
+    assert type(model.first) is nn.LSTM and type(model.cell) is nn.LSTMCell
     for actual, expected in zip(results(model, device), before, strict=True):
         torch.testing.assert_close(actual, expected)
 

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 
-from lstm.plan import DTYPES, interpreted, plan
+from lstm.plan import DTYPES, cell_plan, interpreted, plan
 
 CARDS = {
     "A100": (8, 0),
@@ -22,7 +22,7 @@ CARDS = {
 def test_every_card_from_ampere_on_runs_the_kernels(card, dtype):
     row_mnist = plan(128, 100, dtype, card)
     assert (row_mnist.path, row_mnist.programs) == ("fused", 13)
-    assert row_mnist.operands == (torch.float16 if dtype == torch.float32 else dtype)
+    assert row_mnist.operands == ("bfloat16" if dtype == torch.bfloat16 else "float16")
     assert f"compute capability {card[0]}.{card[1]}" in row_mnist.reason
     assert plan(1, 1, dtype, card).path == "fused"
 
@@ -47,8 +47,8 @@ def test_the_reason_names_what_is_not_on_the_kernels(reason, change):
     other = plan(**(CALL | change))
     assert other.path == "torch"
     assert reason in other.reason
-    assert str(other) == f"torch.nn.LSTM: {other.reason}"
-    assert (other.tile, other.programs, other.operands) == ((), 0, None)
+    assert str(other) == f"PyTorch's own module: {other.reason}"
+    assert (other.tile, other.programs, other.operands) == ((), 0, "")
 
 
 def test_both_directions_take_twice_the_programs():
@@ -58,6 +58,34 @@ def test_both_directions_take_twice_the_programs():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_float32_switch_is_of_float32_alone(dtype):
     assert plan(**(CALL | dict(dtype=dtype, precision="ieee"))).path == "fused"
+
+
+CELL = dict(input_size=28, hidden_size=128, batch=100, dtype=torch.float32, card=(9, 0))
+
+
+@pytest.mark.parametrize(
+    ("reason", "change"),
+    {
+        "no NVIDIA GPU": dict(card=None),
+        "compute capability 7.5 is below 8.0": dict(card=(7, 5)),
+        "input_size + hidden_size above 1024 cuBLAS is faster (estimated)": dict(input_size=897),
+        "torch.float64": dict(dtype=torch.float64),
+        "the batch is empty": dict(batch=0),
+    }.items(),
+)
+def test_the_reason_names_what_a_cell_leaves_to_pytorch(reason, change):
+    assert cell_plan(**CELL).path == "fused"
+    other = cell_plan(**(CELL | change))
+    assert other.path == "torch" and reason in other.reason
+
+
+def test_a_cells_plan_counts_tiles_of_sequences_and_units():
+    assert cell_plan(**CELL).programs == 2 * 8
+    assert cell_plan(**(CELL | dict(batch=17, hidden_size=17))).programs == 2 * 2
+    assert cell_plan(**CELL).operands == "float32"
+    assert cell_plan(**CELL, precision="tf32").operands == "tf32"
+    assert cell_plan(**(CELL | dict(dtype=torch.float16)), precision="tf32").operands == "float16"
+    assert cell_plan(**CELL, interpret=True).programs == 1
 
 
 def test_the_interpreter_needs_no_card_and_takes_one_tile():
@@ -70,7 +98,7 @@ def test_a_plan_prints_path_programs_warps_tile_and_dtypes():
     text = str(plan(100, 17, torch.bfloat16, (8, 0)))
     assert text.startswith("fused kernels: compute capability 8.0\n")
     assert "3 programs of 8 warps, each of 8 sequences by 128 units" in text
-    assert "products in torch.bfloat16, sums in torch.float32" in text
+    assert "products in bfloat16, sums in float32" in text
 
 
 def test_plans_are_kept():
