@@ -156,6 +156,24 @@ def test_gradients_of_hx(device):
     assert_same(gradients(ours), gradients(theirs))
 
 
+# 1e-40 is below float32's normal numbers.
+@pytest.mark.parametrize("size", [1e-40, 1e6])
+@pytest.mark.parametrize("place", ["input", "h_0", "c_0", "weight_ih_l0", "weight_hh_l0"])
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+def test_huge_and_subnormal_numbers_have_nn_lstms_results(place, size, device):
+    ours, theirs = pair(5, 20, device=device)
+    fed = {"input": make_input(4, 3, 5), "h_0": make_input(1, 3, 20), "c_0": make_input(1, 3, 20)}
+    if place in fed:
+        fed[place] *= size
+    else:
+        for module in (ours, theirs):
+            getattr(module, place).data.mul_(size)
+    x, *hx = (y.to(device) for y in fed.values())
+    with torch.no_grad():
+        for actual, expected in zip(flat(ours(x, hx)), flat(theirs(x, hx)), strict=True):
+            torch.testing.assert_close(actual, expected, rtol=5e-3, atol=5e-4)
+
+
 def test_results_of_one_call_feed_the_next(device):
     ours, theirs = pair(5, 20, 2, device=device)
     x = make_input(4, 3, 5, device=device)
