@@ -15,6 +15,8 @@ from lstm.reference import relative_error
 from tests.accuracy import CEILING, EXACT_CEILING
 from tests.lstm.pairs import assert_equal, flat, pair
 
+pytest.importorskip("expecttest", reason="torch.testing needs it: pip install -e '.[test]'")
+
 # oneDNN has no LSTM with projections, and torch.testing misses what no sample needs.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:LSTM with projections:UserWarning", "ignore:Fail to import hypothesis:ImportWarning"
