@@ -166,7 +166,7 @@ def lstm_backward_kernel(
         g = unpack(s_g, BLOCK_H, BLOCK_B)
         o = unpack(s_o, BLOCK_H, BLOCK_B)
         c_prev = unpack(s_c, BLOCK_H, BLOCK_B)
-        k_i, k_f, k_g, k_o, k_c = cell_factors(i, f, g, o, c_prev, c, FAST)
+        k_i, k_f, k_g, k_o, k_c = cell_factors(i, f, g, o, c_prev, c, FAST, EXACT)
         c = c_prev
         # For the next step; after the last, the same again, which nobody uses.
         more = (s + 1 < T).to(tl.int32)

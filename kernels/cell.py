@@ -8,7 +8,7 @@ FAST takes the hardware's tanh: one MUFU instruction where the exact form needs 
 cell, not ten. Its error of 5e-4 is below the rounding of bfloat16 and about that of float16, whose
 kernels use it. sigmoid(z) is then (1 + tanh(z / 2)) / 2, and the kernels hold z / 2 for i, f and
 o: those rows of W_hh are halved, exactly, as they are loaded, and the other half of the sum costs
-no instruction of its own.
+no instruction of its own. EXACT is for float32 whose products are exact too.
 """
 
 import triton.language as tl
@@ -50,12 +50,12 @@ def sigmoid(x):
 
 
 @inline
-def tanh(x, FAST: tl.constexpr):
-    """Absolute error 5e-4 if FAST, else 1e-7. Saturates, never overflows."""
+def tanh(x, FAST: tl.constexpr, EXACT: tl.constexpr):
+    """Absolute error 5e-4 if FAST, 1e-7 if EXACT, else 2e-7. Saturates, never overflows."""
     if FAST and not INTERPRETED:
         return _tanh(x)
-    else:
-        # Not 2 sigmoid(2 x) - 1, which doubles sigmoid's error, and so h's.
+    elif EXACT:
+        # Its last bits are its own, where twice a sigmoid has twice the sigmoid's error.
         if INTERPRETED:
             e = tl.exp(-2.0 * tl.abs(x))
             y = (1.0 - e) / (1.0 + e)
@@ -63,36 +63,38 @@ def tanh(x, FAST: tl.constexpr):
             e = _ex2(2.0 * _MINUS_LOG2_E * tl.abs(x))
             y = (1.0 - e) * _rcp(1.0 + e)
         return tl.where(x < 0, -y, y)
+    else:
+        return 2.0 * sigmoid(2.0 * x) - 1.0
 
 
 @inline
 def gate_sigmoid(z, FAST: tl.constexpr):
     """sigmoid of a gate, given z / 2 if FAST, else z."""
     if FAST:
-        return 0.5 * tanh(z, FAST) + 0.5
+        return 0.5 * tanh(z, True, False) + 0.5
     else:
         return sigmoid(z)
 
 
 @inline
-def cell_forward(z_i, z_f, z_g, z_o, c, FAST: tl.constexpr):
+def cell_forward(z_i, z_f, z_g, z_o, c, FAST: tl.constexpr, EXACT: tl.constexpr):
     """One step from the gates' sums: the activated gates, then h and c."""
     i = gate_sigmoid(z_i, FAST)
     f = gate_sigmoid(z_f, FAST)
-    g = tanh(z_g, FAST)
+    g = tanh(z_g, FAST, EXACT)
     o = gate_sigmoid(z_o, FAST)
     c = f * c + i * g
-    return i, f, g, o, o * tanh(c, FAST), c
+    return i, f, g, o, o * tanh(c, FAST, EXACT), c
 
 
 @inline
-def cell_factors(i, f, g, o, c_prev, c, FAST: tl.constexpr):
+def cell_factors(i, f, g, o, c_prev, c, FAST: tl.constexpr, EXACT: tl.constexpr):
     """What one step of backward multiplies dh and dc with, so all of it that can be known before
     either.
 
     dc += k_c dh;   di, df, dg, do = k_i dc, k_f dc, k_g dc, k_o dh   (of z);   dc_prev = f dc
     """
-    tanh_c = tanh(c, FAST)
+    tanh_c = tanh(c, FAST, EXACT)
     i_g = i * g
     f_c = f * c_prev
     o_t = o * tanh_c

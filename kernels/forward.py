@@ -88,7 +88,7 @@ def only(x, mask):
 def finish_step(
     z_i, z_f, z_g, z_o, d_i, d_f, d_g, d_o, h_prev, c_prev,
     output_ptr, gates_ptr, cells_ptr, offs_h, mask, active,
-    BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, FAST: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, FAST: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """A step after its product: the cell, and what is written. z: of gates_ih; d: W_hh h; active:
     which sequences take it, None for all; the others keep their states.
@@ -99,7 +99,7 @@ def finish_step(
         z_i = 0.5 * z_i
         z_f = 0.5 * z_f
         z_o = 0.5 * z_o
-    i, f, g, o, h, c = cell_forward(z_i + d_i, z_f + d_f, z_g + d_g, z_o + d_o, c_prev, FAST)
+    i, f, g, o, h, c = cell_forward(z_i + d_i, z_f + d_f, z_g + d_g, z_o + d_o, c_prev, FAST, EXACT)
     if active is not None:
         h = choose(active, h, h_prev)
         c = choose(active, c, c_prev)
@@ -147,8 +147,7 @@ def lstm_forward_kernel(
     row = tile * BLOCK_B
     state = row * H
     saved = tile
-    step_z = B.to(tl.int64) * (4 * H)
-    step_h = B.to(tl.int64) * (D * H)
+    step = B.to(tl.int64) * H
     gates_ih_ptr += row * (4 * H)
     output_ptr += row * (D * H)
     reverse = 0
@@ -158,14 +157,13 @@ def lstm_forward_kernel(
         weight_hh_ptr += reverse * (4 * H * H)
         output_ptr += reverse * H
         if offsets_ptr is None:
-            gates_ih_ptr += reverse * (2 * T - 1) * step_z
-            output_ptr += reverse * (T - 1) * step_h
+            gates_ih_ptr += reverse * (2 * T - 1) * step * 4
+            output_ptr += reverse * (T - 1) * step * D
         else:
             gates_ih_ptr += reverse * tl.load(offsets_ptr + T) * (4 * H)
         state += reverse * B * H
         saved += reverse * tl.num_programs(0)
-        step_z *= 1 - 2 * reverse
-        step_h *= 1 - 2 * reverse
+        step *= 1 - 2 * reverse
 
     # Block 2 q + pair of W_hh: units of parity q, gates (i, f) or (g, o)
     block, wr, half, _, k = operand_indices(BLOCK_H, VEC, 1)
@@ -220,11 +218,12 @@ def lstm_forward_kernel(
         z_i, z_f, z_g, z_o = gate_tiles(x_i, x_f, x_g, x_o, BLOCK_H, BLOCK_B)
         h, c = finish_step(
             z_i, z_f, z_g, z_o, only(d_i, mask), only(d_f, mask), only(d_g, mask), only(d_o, mask),
-            h, c, output_ptr, gates_ptr, cells_ptr, offs_h, mask, None, BLOCK_H, BLOCK_B, FAST,
+            h, c, output_ptr, gates_ptr, cells_ptr, offs_h, mask, None,
+            BLOCK_H, BLOCK_B, FAST, EXACT,
         )  # fmt: skip
         first = 1
-        gates_ih_ptr += step_z
-        output_ptr += step_h
+        gates_ih_ptr += step * 4
+        output_ptr += step * D
         if gates_ptr is not None:
             gates_ptr += 4 * SIZE
             cells_ptr += SIZE
@@ -233,12 +232,11 @@ def lstm_forward_kernel(
     for t in range(first, T):
         z_i, z_f, z_g, z_o = gate_tiles(x_i, x_f, x_g, x_o, BLOCK_H, BLOCK_B)
         if offsets_ptr is None:
-            gates_ih_ptr += step_z
+            gates_ih_ptr += step * 4
             x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask & (t + 1 < T), H)
             out_ptr = output_ptr
             alive = mask
             active = None
-            output_ptr += step_h
         else:
             active = lane < count
             alive = mask & (row + sequence < count)
@@ -255,8 +253,11 @@ def lstm_forward_kernel(
             d_i, d_f, d_g, d_o = d_i * inverse, d_f * inverse, d_g * inverse, d_o * inverse
         h, c = finish_step(
             z_i, z_f, z_g, z_o, d_i, d_f, d_g, d_o,
-            h, c, out_ptr, gates_ptr, cells_ptr, offs_h, alive, active, BLOCK_H, BLOCK_B, FAST,
+            h, c, out_ptr, gates_ptr, cells_ptr, offs_h, alive, active,
+            BLOCK_H, BLOCK_B, FAST, EXACT,
         )  # fmt: skip
+        if offsets_ptr is None:
+            output_ptr += step * D
         if gates_ptr is not None:
             gates_ptr += 4 * SIZE
             cells_ptr += SIZE

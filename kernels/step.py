@@ -87,7 +87,7 @@ def lstm_step_kernel(
     if FAST:
         # gate_sigmoid takes halves
         z_i, z_f, z_o = 0.5 * z_i, 0.5 * z_f, 0.5 * z_o
-    i, f, g, o, h, c = cell_forward(z_i, z_f, z_g, z_o, c, FAST)
+    i, f, g, o, h, c = cell_forward(z_i, z_f, z_g, z_o, c, FAST, PRECISION == "ieee")
     offs = row[:, None] * H + unit[None, :]
     tl.store(h_1_ptr + offs, h.to(dtype), mask=mask)
     tl.store(c_1_ptr + offs, c.to(dtype), mask=mask)
@@ -138,7 +138,7 @@ def lstm_step_backward_kernel(
         dh = tl.load(grad_h_1_ptr + offs, mask=mask, other=0.0).to(tl.float32)
     if grad_c_1_ptr is not None:
         dc = tl.load(grad_c_1_ptr + offs, mask=mask, other=0.0).to(tl.float32)
-    k_i, k_f, k_g, k_o, k_c = cell_factors(i, f, g, o, c_prev, c, FAST)
+    k_i, k_f, k_g, k_o, k_c = cell_factors(i, f, g, o, c_prev, c, FAST, not FAST)
     dc += k_c * dh
     grad_gates_ptr += row * (4 * H) + unit
     tl.store(grad_gates_ptr, (k_i * dc).to(dtype), mask=mask)
