@@ -147,7 +147,8 @@ def lstm_forward_kernel(
     row = tile * BLOCK_B
     state = row * H
     saved = tile
-    step = B.to(tl.int64) * H
+    step_z = B.to(tl.int64) * (4 * H)
+    step_h = B.to(tl.int64) * (D * H)
     gates_ih_ptr += row * (4 * H)
     output_ptr += row * (D * H)
     reverse = 0
@@ -157,13 +158,14 @@ def lstm_forward_kernel(
         weight_hh_ptr += reverse * (4 * H * H)
         output_ptr += reverse * H
         if offsets_ptr is None:
-            gates_ih_ptr += reverse * (2 * T - 1) * step * 4
-            output_ptr += reverse * (T - 1) * step * D
+            gates_ih_ptr += reverse * (2 * T - 1) * step_z
+            output_ptr += reverse * (T - 1) * step_h
         else:
             gates_ih_ptr += reverse * tl.load(offsets_ptr + T) * (4 * H)
         state += reverse * B * H
         saved += reverse * tl.num_programs(0)
-        step *= 1 - 2 * reverse
+        step_z *= 1 - 2 * reverse
+        step_h *= 1 - 2 * reverse
 
     # Block 2 q + pair of W_hh: units of parity q, gates (i, f) or (g, o)
     block, wr, half, _, k = operand_indices(BLOCK_H, VEC, 1)
@@ -222,8 +224,8 @@ def lstm_forward_kernel(
             BLOCK_H, BLOCK_B, FAST, EXACT,
         )  # fmt: skip
         first = 1
-        gates_ih_ptr += step * 4
-        output_ptr += step * D
+        gates_ih_ptr += step_z
+        output_ptr += step_h
         if gates_ptr is not None:
             gates_ptr += 4 * SIZE
             cells_ptr += SIZE
@@ -232,7 +234,7 @@ def lstm_forward_kernel(
     for t in range(first, T):
         z_i, z_f, z_g, z_o = gate_tiles(x_i, x_f, x_g, x_o, BLOCK_H, BLOCK_B)
         if offsets_ptr is None:
-            gates_ih_ptr += step * 4
+            gates_ih_ptr += step_z
             x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask & (t + 1 < T), H)
             out_ptr = output_ptr
             alive = mask
@@ -257,7 +259,7 @@ def lstm_forward_kernel(
             BLOCK_H, BLOCK_B, FAST, EXACT,
         )  # fmt: skip
         if offsets_ptr is None:
-            output_ptr += step * D
+            output_ptr += step_h
         if gates_ptr is not None:
             gates_ptr += 4 * SIZE
             cells_ptr += SIZE
