@@ -46,11 +46,22 @@ KERNELS = {
     "backward, packed": (lstm_backward_kernel, 2, ()),
     "forward, exact": (lstm_forward_kernel, 1, ("offsets_ptr",)),
     "backward, exact": (lstm_backward_kernel, 1, ("offsets_ptr",)),
+    "forward, sliced": (lstm_forward_kernel, 1, ("offsets_ptr", "h_0_ptr")),
+    "backward, sliced": (lstm_backward_kernel, 1, ("offsets_ptr", "grad_h_0_ptr")),
+    "forward, sliced wide": (lstm_forward_kernel, 1, ("offsets_ptr", "h_0_ptr")),
+    "backward, sliced wide": (lstm_backward_kernel, 1, ("offsets_ptr", "grad_h_0_ptr")),
+    "forward, sliced packed": (lstm_forward_kernel, 2, ("h_0_ptr",)),
+    "backward, sliced packed": (lstm_backward_kernel, 2, ("grad_h_0_ptr",)),
     "step, few": (lstm_step_kernel, 1, ()),
     "step, many": (lstm_step_kernel, 1, ()),
     "step, tf32": (lstm_step_kernel, 1, ()),
     "step, backward": (lstm_step_backward_kernel, 1, ()),
 }
+# What a launch of one slice has none of, and several slices that meet have all of but states.
+SLICE_ARGUMENTS = (*("exchange_ptr", "states_ptr", "begin", "end", "first_tile", "tiles"),)
+SLICED_KERNELS = tuple(name for name in KERNELS if "sliced" in name)
+# Tiles of sixteen sequences
+WIDE_KERNELS = tuple(name for name in KERNELS if name.endswith("wide"))
 # float32 with TF32 switched off, and no other dtype
 EXACT_KERNELS = ("forward, exact", "backward, exact")
 # No time loop: their figures are of the loop over the inputs, or of the whole kernel.
@@ -77,6 +88,11 @@ MAIN_SIZES = (128,)
 OTHER_SIZES = (1, 10, 16, 31, 22, 20, 24, 37, 50, 64, 36, 101, 70, 100)
 # Of a step, where rows are aligned to a single number, to 16 bytes, and there is but one number.
 STEP_SIZES = (128, 37, 1)
+# Of slices: each number of warps for each dtype on the two cards that most have; then each number
+# of weights that a thread reads at once, the other kernels, and the other cards, one for each.
+SLICED_SIZES = (256, 512, 1024)
+SLICED_CARDS = (80, 90)
+OTHER_SLICED_SIZES = (129, 190, 257, 510, 513, 1022)
 # Compiled for all of these. The other kernels are the same with stores left out, or with another
 # first address: one card for each dtype, all of them with --all.
 MAIN_KERNELS = ("forward", "backward")
@@ -117,7 +133,8 @@ class Configuration:
             if self.kernel == "step, backward":
                 tile = {name: tile[name] for name in ("BLOCK_B", "BLOCK_H", "num_warps")}
             return tile
-        return config.tile(self.hidden_size, 1, itemsize, exact=self.kernel in EXACT_KERNELS)
+        exact, block_b = self.kernel in EXACT_KERNELS, 16 if self.kernel in WIDE_KERNELS else 8
+        return config.tile(self.hidden_size, 1, itemsize, exact=exact, block_b=block_b)
 
 
 def configurations(cards=tuple(CARDS), everything=False) -> list[Configuration]:
@@ -137,7 +154,8 @@ def configurations(cards=tuple(CARDS), everything=False) -> list[Configuration]:
             Configuration(kernel, size, dtype, card) for card in here for kernel in kernels
         )
 
-    common = [kernel for kernel in KERNELS if kernel not in EXACT_KERNELS + STEP_KERNELS]
+    apart = EXACT_KERNELS + STEP_KERNELS + SLICED_KERNELS
+    common = [kernel for kernel in KERNELS if kernel not in apart]
     variants = [kernel for kernel in common if kernel not in MAIN_KERNELS]
     for d, (size, dtype) in enumerate(main):
         add(MAIN_KERNELS, size, dtype, None)
@@ -160,6 +178,17 @@ def configurations(cards=tuple(CARDS), everything=False) -> list[Configuration]:
         for d, dtype in enumerate(POINTERS):
             kernels = [k for k in STEP_KERNELS if k != "step, tf32" or dtype == "float32"]
             add(kernels, size, dtype, None if everything else s + 2 * d)
+    sliced = SLICED_KERNELS[:2]
+    for s, size in enumerate(SLICED_SIZES + OTHER_SLICED_SIZES):
+        for d, dtype in enumerate(POINTERS):
+            if everything:
+                add(SLICED_KERNELS, size, dtype, None)
+            elif size in SLICED_SIZES:
+                for card in SLICED_CARDS:
+                    add(sliced, size, dtype, tuple(CARDS).index(card))
+                add(SLICED_KERNELS[2:] if d == s else SLICED_KERNELS[2:4], size, dtype, s + 2 * d)
+            elif d == s % 3:
+                add(sliced, size, dtype, s)
     return sorted(chosen, key=lambda configuration: configuration.card)
 
 
@@ -191,6 +220,8 @@ def compile_configuration(configuration: Configuration, target: GPUTarget | None
     size = configuration.hidden_size
     constants = {"H": size, "D": directions} if kernel.params[names.index("H")].is_constexpr else {}
     constants |= sizes | dict.fromkeys(absent)
+    lacking = ("states_ptr",) if configuration.kernel in SLICED_KERNELS else SLICE_ARGUMENTS
+    constants |= {name: None for name in lacking if name in names}
     # The numbers that a launch looks at: whether they are 1, or divisible by 16.
     numbers = [
         param.name
@@ -204,8 +235,8 @@ def compile_configuration(configuration: Configuration, target: GPUTarget | None
     pointers = [name for name in names if name.endswith("_ptr") and name not in constants]
     signature = dict.fromkeys(names, "i32")
     signature |= dict.fromkeys(pointers, POINTERS[configuration.dtype])
-    if "offsets_ptr" in names:
-        signature["offsets_ptr"] = "*i64"
+    own = {"offsets_ptr": "*i64", "exchange_ptr": "*fp32"}
+    signature |= {name: own[name] for name in own if name in names}
     signature |= dict.fromkeys(constants, "constexpr")
     aligned = [
         param.name
@@ -292,6 +323,8 @@ def limits(configuration: Configuration) -> dict[str, int]:
     """What a step needs of what slows it down, per warp."""
     if configuration.kernel in STEP_KERNELS:
         return {"spills": 0}
+    if configuration.kernel in SLICED_KERNELS:
+        return _slice_limits(configuration)
     tile = configuration.tile
     warps = tile["num_warps"]
     exchanges = 2 if configuration.kernel in EXACT_KERNELS else 1
@@ -322,6 +355,27 @@ def limits(configuration: Configuration) -> dict[str, int]:
         # A single warp may exchange by shuffles. The scale's maximum over the lanes of a sequence:
         # three steps for each of a thread's sequences, again after the one over the warps.
         "shfl": (exchanged * exchanges if warps == 1 else 0) + scaled * 3 * numbers,
+    }
+
+
+def _slice_limits(configuration: Configuration) -> dict[str, int]:
+    """`limits` of slices, which read what others write."""
+    tile = configuration.tile
+    threads, sequences = 32 * tile["num_warps"], tile["BLOCK_B"]
+    backward = configuration.kernel.startswith("backward")
+    packed = configuration.kernel.endswith("packed")
+    # A thread's numbers of a tile of 16 units, and of all h, four in a word's read; or a part of
+    # each slice for each number.
+    numbers = -(-16 * sequences // threads)
+    slices = config.slices(configuration.hidden_size, tile)
+    words = numbers * slices if backward else tile["BLOCK_K"] * sequences // threads // 4
+    # Of W_hh a quarter would be as many reads of four registers, and 16 are for the sum of parts.
+    return {
+        "spills": 0,
+        "hgmma + utchmma": 0,
+        "membar": 0,
+        "lds + ldsm": 16 + tile["BLOCK_K"] // tile["num_warps"] // 16,
+        "ldg": words + (6 if backward else 4) * numbers + 2 * packed,
     }
 
 

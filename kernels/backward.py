@@ -21,8 +21,10 @@ from .layout import (
     fence,
     from_tile,
     inline,
+    lanes,
     operand_indices,
     order_gates,
+    pack,
     pin,
     product,
     step_rows,
@@ -30,8 +32,17 @@ from .layout import (
     to_operands,
     to_tile,
     unpack,
+    zeros_tile,
 )
 from .operand import REST, gates_to_range, load_exact_weights, load_weights, split
+from .slices import (
+    launches,
+    order_all_gates,
+    part_offsets,
+    rows_in_order,
+    sum_parts,
+    write_words,
+)
 
 
 @inline
@@ -55,14 +66,16 @@ def gates_product(w_if, w_go, x):
 
 
 @triton.jit(
-    do_not_specialize=["T", "B"],
+    do_not_specialize=["T", "B", "begin", "end", "first_tile", "tiles"],
     do_not_specialize_on_alignment=["grad_h_n_ptr", "grad_c_n_ptr", "grad_h_0_ptr", "grad_c_0_ptr"],
 )
 def lstm_backward_kernel(
     gates_ptr, cells_ptr, weight_hh_t_ptr, grad_output_ptr, grad_h_n_ptr, grad_c_n_ptr, offsets_ptr,
     grad_gates_ptr, grad_h_0_ptr, grad_c_0_ptr,
-    T, B, H: tl.constexpr, D: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr, EXACT: tl.constexpr,
+    exchange_ptr, states_ptr,
+    T, B, begin, end, first_tile, tiles, H: tl.constexpr, D: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_B: tl.constexpr, PARTS: tl.constexpr,
+    VEC: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """The whole sequence of one tile of BLOCK_B sequences in one of D directions, last step first.
 
@@ -71,6 +84,8 @@ def lstm_backward_kernel(
         grad_gates (D, T, B, 4, H). All contiguous, in one dtype. grad_output, grad_h_n and grad_c_n
         may be None, for zeros; grad_h_0 and grad_c_0 where they are not wanted. Packed: offsets as
         forward has them, else None, grad_output (rows, D, H), grad_gates (D, rows, 4, H).
+        Sliced: as forward has it, but for exchange (2, D, tiles, BLOCK_K / BLOCK_H, S, BLOCK_H *
+        BLOCK_B), and grad_h_0 None.
     Numerics: dh, dc and the factors are float32; the gates' gradients are rounded to the operand
         dtype (operand.py) before W_hh^T reads them, if EXACT to float32's precision, and to their
         own dtype where they are written.
@@ -80,13 +95,28 @@ def lstm_backward_kernel(
     DOT: tl.constexpr = tl.float16 if FLOAT32 else dtype
     FAST: tl.constexpr = not FLOAT32
     SIZE: tl.constexpr = BLOCK_H * BLOCK_B
+    SLICED: tl.constexpr = BLOCK_K > BLOCK_H
+    S: tl.constexpr = (H + BLOCK_H - 1) // BLOCK_H
+    NUM_WARPS: tl.constexpr = PARTS if SLICED else BLOCK_H // 16
+    OWN: tl.constexpr = 4 if SLICED else max(VEC, 2)
+    GROUPS: tl.constexpr = 4 if SLICED else 2
+    BLOCKS: tl.constexpr = BLOCK_K // (16 * NUM_WARPS) if SLICED else 2
     tile = tl.program_id(0).to(tl.int64)
+    first = 0
+    stop = T
+    if SLICED:
+        tile += first_tile
+        first = begin
+        stop = end
+    else:
+        tiles = tl.num_programs(0)
     row = tile * BLOCK_B
     state = row * H
     saved = tile
     step_z = B.to(tl.int64) * (4 * H)
     step_h = B.to(tl.int64) * (D * H)
-    last = (T - 1).to(tl.int64)
+    last = (T - 1 - first).to(tl.int64)
+    taken = last
     reverse = 0
     if D == 2:
         # The second direction has the second of everything, and took the first step last.
@@ -99,73 +129,102 @@ def lstm_backward_kernel(
         if grad_output_ptr is not None:
             grad_output_ptr += reverse * H
         state += reverse * B * H
-        saved += reverse * tl.num_programs(0)
-        last *= 1 - reverse
+        saved += reverse * tiles
+        last += reverse * (first - last)
     grad_gates_ptr += row * (4 * H)
     if offsets_ptr is None:
         grad_gates_ptr += last * step_z
         if D == 2:
             step_z *= 1 - 2 * reverse
     else:
-        begin, count = step_rows(offsets_ptr, 0, T, 1 - reverse)
-        begin_1, count_1 = step_rows(offsets_ptr, 1, T, 1 - reverse)
-        begin_2, count_2 = step_rows(offsets_ptr, 2, T, 1 - reverse)
-        lane = row + tl.arange(0, BLOCK_B)[None, :]
+        begin_row, count = step_rows(offsets_ptr, first, T, 1 - reverse)
+        begin_1, count_1 = step_rows(offsets_ptr, first + 1, T, 1 - reverse)
+        begin_2, count_2 = step_rows(offsets_ptr, first + 2, T, 1 - reverse)
+        _, count_before = step_rows(offsets_ptr, tl.maximum(first - 1, 0), T, 1 - reverse)
+        lane = row + lanes(BLOCK_B, SLICED)
 
-    # A block of W_hh^T for each pair of gates, (i, f) and (g, o)
-    pair, wr, half, group, unit = operand_indices(BLOCK_H, VEC, 2)
-    row_unit = wr * 2 + half
-    weights = weight_hh_t_ptr + (row_unit * 4 + pair * 2 + group) * H + unit
+    # One slice: a block of W_hh^T for each pair of gates, (i, f) and (g, o), each with its rows.
+    # Of several, blocks of other rows, each with all gates.
+    block, wr, half, group, unit = operand_indices(NUM_WARPS, BLOCK_H, VEC, OWN, GROUPS, BLOCKS)
+    if SLICED:
+        row_unit = (wr // 8 * BLOCKS + block) * 16 + half * 8 + wr % 8
+        unit += tl.program_id(2) * BLOCK_H
+        weights = weight_hh_t_ptr + (row_unit * 4 + group) * H + unit
+    else:
+        row_unit = wr * 2 + half
+        weights = weight_hh_t_ptr + (row_unit * 4 + block * 2 + group) * H + unit
     if EXACT:
         w, w_rest, inverse = load_exact_weights(weights, (row_unit < H) & (unit < H))
-        r_if, r_go = to_operands(pin(w_rest), BLOCK_H, VEC, 2)
+        r_if, r_go = to_operands(pin(w_rest), NUM_WARPS, BLOCK_H, VEC, OWN, GROUPS, BLOCKS).split()
     else:
         w, inverse = load_weights(weights, (row_unit < H) & (unit < H), 1.0, DOT)
-    w_if, w_go = to_operands(pin(w), BLOCK_H, VEC, 2)
+    w = to_operands(pin(w), NUM_WARPS, BLOCK_H, VEC, OWN, GROUPS, BLOCKS)
+    if SLICED:
+        w = rows_in_order(w)
+    else:
+        w_if, w_go = w.split()
 
-    unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H)
+    unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H, SLICED)
+    if SLICED:
+        unit += tl.program_id(2) * BLOCK_H
+        OWNERS: tl.constexpr = BLOCK_K // BLOCK_H
+        exchanged = tiles.to(tl.int64) * (D * OWNERS * S * SIZE)
+        exchange_ptr += saved * (OWNERS * S * SIZE)
+        parts = part_offsets(NUM_WARPS, BLOCKS, BLOCK_B, S)
+        parts += tl.program_id(2) * SIZE
+        own_ptr = exchange_ptr + tl.program_id(2) * (S * SIZE)
+        saved = saved * S + tl.program_id(2)
     mask = (tile * BLOCK_B + sequence < B) & (unit < H)
     offs_h = sequence * (D * H) + unit
     offs_z = sequence * (4 * H) + unit
     offs_state = state + sequence * H + unit
     offs_saved = tl.arange(0, SIZE)
-    gates_ptr += (saved * T + T - 1) * (4 * SIZE)
-    cells_ptr += (saved * (T + 1) + T) * SIZE
+    gates_ptr += (saved * T + taken) * (4 * SIZE)
+    cells_ptr += (saved * (T + 1) + taken + 1) * SIZE
 
-    dh = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
-    dc = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
+    dh = zeros_tile(BLOCK_H, BLOCK_B, SLICED)
+    dc = zeros_tile(BLOCK_H, BLOCK_B, SLICED)
     if grad_h_n_ptr is not None:
         grad = tl.load(grad_h_n_ptr + offs_state, mask=mask, other=0.0)
-        dh = to_tile(grad, BLOCK_H, BLOCK_B)
+        dh = to_tile(grad, BLOCK_H, BLOCK_B, SLICED)
     if grad_c_n_ptr is not None:
         grad = tl.load(grad_c_n_ptr + offs_state, mask=mask, other=0.0)
-        dc = to_tile(grad, BLOCK_H, BLOCK_B)
+        dc = to_tile(grad, BLOCK_H, BLOCK_B, SLICED)
+    if states_ptr is not None:
+        states_ptr += saved * SIZE
+        dc_ptr = states_ptr + tiles.to(tl.int64) * (D * S * SIZE)
+        if first > 0:
+            dh = unpack(tl.load(states_ptr + offs_saved), BLOCK_H, BLOCK_B, SLICED)
+            dc = unpack(tl.load(dc_ptr + offs_saved), BLOCK_H, BLOCK_B, SLICED)
     if grad_output_ptr is not None:
         grad_output_ptr += row * (D * H)
         if offsets_ptr is None:
             grad_output_ptr += last * step_h
             if D == 2:
                 step_h *= 1 - 2 * reverse
-            grad = tl.load(grad_output_ptr + offs_h, mask=mask, other=0.0)
-            dh += to_tile(grad, BLOCK_H, BLOCK_B)
+            grad_now = tl.load(grad_output_ptr + offs_h, mask=mask, other=0.0)
             grad_output_ptr -= step_h
-            grad = tl.load(grad_output_ptr + offs_h, mask=mask & (T > 1), other=0.0)
+            ahead = mask & (first + 1 < T)
+            grad = tl.load(grad_output_ptr + offs_h, mask=ahead, other=0.0)
         else:
             now = mask & (row + sequence < count)
-            grad = tl.load(grad_output_ptr + begin * (D * H) + offs_h, mask=now, other=0.0)
-            dh += to_tile(grad, BLOCK_H, BLOCK_B)
-            now = mask & (row + sequence < count_1) & (T > 1)
+            grad_now = tl.load(grad_output_ptr + begin_row * (D * H) + offs_h, mask=now, other=0.0)
+            now = mask & (row + sequence < count_1) & (first + 1 < T)
             grad = tl.load(grad_output_ptr + begin_1 * (D * H) + offs_h, mask=now, other=0.0)
-    c = unpack(tl.load(cells_ptr + offs_saved), BLOCK_H, BLOCK_B)
+        if SLICED:
+            grad = grad_now
+        else:
+            dh += to_tile(grad_now, BLOCK_H, BLOCK_B, SLICED)
+    c = unpack(tl.load(cells_ptr + offs_saved), BLOCK_H, BLOCK_B, SLICED)
     cells_ptr -= SIZE
     s_i, s_f, s_g, s_o, s_c = load_saved(gates_ptr, cells_ptr, offs_saved, SIZE)
 
-    for s in range(T):
-        i = unpack(s_i, BLOCK_H, BLOCK_B)
-        f = unpack(s_f, BLOCK_H, BLOCK_B)
-        g = unpack(s_g, BLOCK_H, BLOCK_B)
-        o = unpack(s_o, BLOCK_H, BLOCK_B)
-        c_prev = unpack(s_c, BLOCK_H, BLOCK_B)
+    for s in range(first, stop):
+        i = unpack(s_i, BLOCK_H, BLOCK_B, SLICED)
+        f = unpack(s_f, BLOCK_H, BLOCK_B, SLICED)
+        g = unpack(s_g, BLOCK_H, BLOCK_B, SLICED)
+        o = unpack(s_o, BLOCK_H, BLOCK_B, SLICED)
+        c_prev = unpack(s_c, BLOCK_H, BLOCK_B, SLICED)
         k_i, k_f, k_g, k_o, k_c = cell_factors(i, f, g, o, c_prev, c, FAST, EXACT)
         c = c_prev
         # For the next step; after the last, the same again, which nobody uses.
@@ -174,6 +233,14 @@ def lstm_backward_kernel(
         cells_ptr -= more * SIZE
         s_i, s_f, s_g, s_o, s_c = load_saved(gates_ptr, cells_ptr, offs_saved, SIZE)
 
+        if SLICED:
+            if s > 0:
+                dh_all = sum_parts(
+                    own_ptr + s % 2 * exchanged, s, BLOCK_H, BLOCK_B, S, states_ptr is None
+                )
+                dh = dh_all if offsets_ptr is None else choose(lane < count_before, dh_all, dh)
+            if grad_output_ptr is not None:
+                dh += to_tile(grad, BLOCK_H, BLOCK_B, SLICED)
         dh_after = dh
         dc_after = dc
         dc += k_c * dh
@@ -184,19 +251,26 @@ def lstm_backward_kernel(
         dc = f * dc
         q_i, q_f, q_g, q_o = di, df, dg, do
         if FLOAT32:
-            q_i, q_f, q_g, q_o, inverse_s = gates_to_range(di, df, dg, do)
+            q_i, q_f, q_g, q_o, inverse_s = gates_to_range(di, df, dg, do, SLICED)
         if EXACT:
             q_i, e_i = split(q_i)
             q_f, e_f = split(q_f)
             q_g, e_g = split(q_g)
             q_o, e_o = split(q_o)
-        x = order_gates(q_i.to(DOT), q_f.to(DOT), q_g.to(DOT), q_o.to(DOT), VEC)
-        dh = gates_product(w_if, w_go, x)
-        if EXACT:
-            rest = gates_product(w_if, w_go, order_gates(e_i, e_f, e_g, e_o, VEC))
-            dh += (rest + gates_product(r_if, r_go, x)) / REST
-        if FLOAT32:
-            dh = dh * (inverse * inverse_s)
+        if SLICED:
+            x = order_all_gates(q_i.to(DOT), q_f.to(DOT), q_g.to(DOT), q_o.to(DOT), OWN)
+            dh_parts = product(w, x)
+            if FLOAT32:
+                dh_parts = dh_parts * tl.reshape(inverse * inverse_s, (1, 1, BLOCK_B))
+            write_words(exchange_ptr + (s + 1) % 2 * exchanged + parts, dh_parts, s)
+        else:
+            x = order_gates(q_i.to(DOT), q_f.to(DOT), q_g.to(DOT), q_o.to(DOT), VEC)
+            dh = gates_product(w_if, w_go, x)
+            if EXACT:
+                rest = gates_product(w_if, w_go, order_gates(e_i, e_f, e_g, e_o, VEC))
+                dh += (rest + gates_product(r_if, r_go, x)) / REST
+            if FLOAT32:
+                dh = dh * (inverse * inverse_s)
         z_ptr = grad_gates_ptr
         alive = mask
         if offsets_ptr is None:
@@ -205,38 +279,64 @@ def lstm_backward_kernel(
             dh = choose(lane < count, dh, dh_after)
             dc = choose(lane < count, dc, dc_after)
             alive = mask & (row + sequence < count)
-            z_ptr += begin * (4 * H)
+            z_ptr += begin_row * (4 * H)
         if grad_output_ptr is not None:
-            # Two steps ahead. The fence keeps its use here: any earlier it has not arrived yet.
-            dh += to_tile(fence(grad), BLOCK_H, BLOCK_B)
+            AHEAD: tl.constexpr = 1 if SLICED else 2
+            if not SLICED:
+                # Two steps ahead. The fence keeps its use here: any earlier it is not there yet.
+                dh += to_tile(fence(grad), BLOCK_H, BLOCK_B, SLICED)
             if offsets_ptr is None:
-                grad_output_ptr -= step_h
-                grad = tl.load(grad_output_ptr + offs_h, mask=mask & (s + 2 < T), other=0.0)
+                if not SLICED:
+                    grad_output_ptr -= step_h
+                grad = tl.load(grad_output_ptr + offs_h, mask=mask & (s + AHEAD < T), other=0.0)
+                if SLICED:
+                    grad_output_ptr -= step_h
+            elif SLICED:
+                ahead = mask & (row + sequence < count_1) & (s + 1 < T)
+                grad = tl.load(grad_output_ptr + begin_1 * (D * H) + offs_h, mask=ahead, other=0.0)
             else:
                 ahead = mask & (row + sequence < count_2) & (s + 2 < T)
                 grad = tl.load(grad_output_ptr + begin_2 * (D * H) + offs_h, mask=ahead, other=0.0)
         if offsets_ptr is not None:
-            begin, count, begin_1, count_1 = begin_1, count_1, begin_2, count_2
+            count_before = count
+            begin_row, count, begin_1, count_1 = begin_1, count_1, begin_2, count_2
             begin_2, count_2 = step_rows(offsets_ptr, s + 3, T, 1 - reverse)
 
-        tl.store(z_ptr + offs_z, from_tile(di, dtype, mask), mask=alive)
-        tl.store(z_ptr + H + offs_z, from_tile(df, dtype, mask), mask=alive)
-        tl.store(z_ptr + 2 * H + offs_z, from_tile(dg, dtype, mask), mask=alive)
-        tl.store(z_ptr + 3 * H + offs_z, from_tile(do, dtype, mask), mask=alive)
+        tl.store(z_ptr + offs_z, from_tile(di, dtype, mask, SLICED), mask=alive)
+        tl.store(z_ptr + H + offs_z, from_tile(df, dtype, mask, SLICED), mask=alive)
+        tl.store(z_ptr + 2 * H + offs_z, from_tile(dg, dtype, mask, SLICED), mask=alive)
+        tl.store(z_ptr + 3 * H + offs_z, from_tile(do, dtype, mask, SLICED), mask=alive)
+    if states_ptr is not None:
+        tl.store(states_ptr + offs_saved, pack(dh, tl.float32, SLICED))
+        tl.store(dc_ptr + offs_saved, pack(dc, tl.float32, SLICED))
     if grad_h_0_ptr is not None:
-        tl.store(grad_h_0_ptr + offs_state, from_tile(dh, dtype, mask), mask=mask)
+        tl.store(grad_h_0_ptr + offs_state, from_tile(dh, dtype, mask, SLICED), mask=mask)
     if grad_c_0_ptr is not None:
-        tl.store(grad_c_0_ptr + offs_state, from_tile(dc, dtype, mask), mask=mask)
+        tl.store(grad_c_0_ptr + offs_state, from_tile(dc, dtype, mask, SLICED), mask=mask)
 
 
 def lstm_backward(
     gates, cells, weight_hh_t, grad_output, grad_h_n, grad_c_n, grad_gates, grad_h_0, grad_c_0,
-    tile, B, offsets=None,
+    tile, B, offsets=None, meeting=None,
 ):  # fmt: skip
-    """Launch lstm_backward_kernel, whose docstring has the shapes. tile: as forward had it."""
-    D, T, H = gates.shape[0], gates.shape[2], grad_gates.shape[-1]
-    grid = (triton.cdiv(B, tile["BLOCK_B"]), D)
-    lstm_backward_kernel[grid](
+    """Launch lstm_backward_kernel, whose docstring has the shapes. tile: as forward had it;
+    meeting: of slices, else None.
+    """
+    D, T, H = gates.shape[0], gates.shape[-3], grad_gates.shape[-1]
+    tiles = triton.cdiv(B, tile["BLOCK_B"])
+    arguments = (
         gates, cells, weight_hh_t, grad_output, grad_h_n, grad_c_n, offsets,
-        grad_gates, grad_h_0, grad_c_0, T, B, H, D, **tile,
+        grad_gates, grad_h_0, grad_c_0,
     )  # fmt: skip
+    if meeting is None:
+        lstm_backward_kernel[(tiles, D)](
+            *arguments, None, None, T, B, None, None, None, None, H, D, **tile
+        )
+        return
+    S = triton.cdiv(H, tile["BLOCK_H"])
+    exchange, states, _ = meeting
+    for grid, steps_and_tiles in launches(T, tiles, D, S, meeting):
+        lstm_backward_kernel[grid](
+            *arguments, exchange, states, T, B, *steps_and_tiles, H, D, **tile,
+            launch_cooperative_grid=states is None,
+        )  # fmt: skip

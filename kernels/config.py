@@ -1,38 +1,51 @@
 """Tile sizes and warps: pure functions of the sizes, which need no GPU."""
 
-# W_hh of more units does not fit the registers of one program; EXACT has every weight twice.
-MAX_HIDDEN_SIZE = 128
+# The registers of one program hold W_hh of so many units; EXACT has every weight twice.
+MAX_ONE_SLICE = 128
 MAX_EXACT_HIDDEN_SIZE = 64
+# Slices of 16 units, with 128 columns of W_hh a warp: eight warps.
+MAX_HIDDEN_SIZE = 1024
 
 # One step reads all its weights anew, I + H of them for each gate of a unit, one after the other.
 # Of more, cuBLAS shares the reading better among programs than our plain loop does (estimated).
 MAX_STEP_SIZE = 1024
 
 
-def tile(hidden_size, batch, itemsize, interpreted=False, exact=False):
+def tile(hidden_size, batch, itemsize, interpreted=False, exact=False, block_b=8):
     """What one program works on, as keyword arguments of a launch.
 
     Args: itemsize: bytes of one weight in memory; interpreted: for Triton's interpreter, where a
         program's cost is nearly independent of its width, so that one tile takes the whole batch;
-        exact: float32 products to float32's precision.
-    Returns: {"BLOCK_H", "BLOCK_B", "VEC", "EXACT", "num_warps", "num_stages", "maxnreg"}.
+        exact: float32 products to float32's precision; block_b: sequences on a GPU.
+    Returns: {"BLOCK_H", "BLOCK_K", "BLOCK_B", "PARTS", "VEC", "EXACT", "num_warps", "num_stages",
+        "maxnreg"}.
     """
-    block_h = max(16, 1 << (hidden_size - 1).bit_length())
+    block_k = max(16, 1 << (hidden_size - 1).bit_length())
+    if block_k <= MAX_ONE_SLICE:
+        # Layout: 16 units a warp, two a thread. Weights then take 128 registers at 128 units.
+        block_h, num_warps, parts = block_k, block_k // 16, 1
+    else:
+        # Slices of a tensor core's rows, and the columns of W_hh split among the warps, so that no
+        # two of them read the same h: at most 128 columns each, which take the same 128 registers.
+        # Four warps at least, a thread for each of 16 units by eight sequences.
+        block_h, num_warps = 16, max(4, block_k // 128)
+        parts = num_warps
     return {
         "BLOCK_H": block_h,
+        "BLOCK_K": block_k,
         # Eight sequences are the tensor core's narrowest tile: the more programs, the more
         # multiprocessors work.
-        "BLOCK_B": min(max(8, 1 << (batch - 1).bit_length()), 1024) if interpreted else 8,
+        "BLOCK_B": min(max(8, 1 << (batch - 1).bit_length()), 1024) if interpreted else block_b,
         # Weights a thread reads at once: 16 bytes, as far as rows of H weights stay aligned and
         # four lanes share one.
+        "PARTS": parts,
         "VEC": max(
             v
             for v in (1, 2, 4, 8)
             if hidden_size % v == 0 and v * itemsize <= 16 and 4 * v <= block_h
         ),
         "EXACT": exact,
-        # Layout: 16 units a warp, two a thread. Weights then take 128 registers at 128 units.
-        "num_warps": block_h // 16,
+        "num_warps": num_warps,
         # Pipelining would move loads across the steps' barriers and double their buffers; the
         # kernels prefetch.
         "num_stages": 1,
@@ -40,6 +53,16 @@ def tile(hidden_size, batch, itemsize, interpreted=False, exact=False):
         # sm_89). The latency of one program is what counts.
         "maxnreg": 255,
     }
+
+
+def slices(hidden_size, tile):
+    """Programs that share the units of one tile."""
+    return -(-hidden_size // tile["BLOCK_H"])
+
+
+def resident(multiprocessors, tile):
+    """Programs that a card holds at once: as many as its registers, 65,536 a multiprocessor."""
+    return multiprocessors * (65536 // (256 * 32 * tile["num_warps"]))
 
 
 def step_tile(batch, itemsize, interpreted=False, precision="ieee"):

@@ -6,7 +6,8 @@ gates_ih, the product of the input with both biases, is known for all steps befo
 starts. What is left is a chain: the product with W_hh, five activations and one exchange of h among
 the warps at every step, so the latency of one step bounds the kernel, not arithmetic or bandwidth.
 Everything else is kept off the chain: W_hh stays in registers and c with its cell for all T steps,
-gates_ih is read a step ahead, and nothing waits for what is written.
+gates_ih is read a step ahead, and nothing waits for what is written. Where W_hh is too large for
+one program, several share its units and exchange h through memory (slices.py).
 """
 
 import triton
@@ -15,9 +16,11 @@ import triton.language as tl
 from .cell import cell_forward
 from .layout import (
     choose,
+    four_blocks,
     from_tile,
     gate_pair,
     inline,
+    lanes,
     operand_indices,
     order_units,
     pack,
@@ -27,8 +30,11 @@ from .layout import (
     tile_indices,
     to_operands,
     to_tile,
+    unpack,
+    zeros_tile,
 )
 from .operand import REST, load_exact_weights, load_weights, split, to_range
+from .slices import h_offsets, launches, load_h, rows_in_order, slice_product, write_words
 
 
 @inline
@@ -43,13 +49,13 @@ def load_gates(pointers, mask, H: tl.constexpr):
 
 
 @inline
-def gate_tiles(i, f, g, o, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
+def gate_tiles(i, f, g, o, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, SLICED: tl.constexpr):
     """What `load_gates` gave, as tiles."""
     return (
-        to_tile(i, BLOCK_H, BLOCK_B),
-        to_tile(f, BLOCK_H, BLOCK_B),
-        to_tile(g, BLOCK_H, BLOCK_B),
-        to_tile(o, BLOCK_H, BLOCK_B),
+        to_tile(i, BLOCK_H, BLOCK_B, SLICED),
+        to_tile(f, BLOCK_H, BLOCK_B, SLICED),
+        to_tile(g, BLOCK_H, BLOCK_B, SLICED),
+        to_tile(o, BLOCK_H, BLOCK_B, SLICED),
     )
 
 
@@ -81,20 +87,18 @@ def only(x, mask):
     """A tile where mask, in memory order, holds, else zero."""
     BLOCK_H: tl.constexpr = x.shape[0]
     BLOCK_B: tl.constexpr = x.shape[1]
-    return to_tile(tl.where(mask, from_tile(x, tl.float32, mask), 0.0), BLOCK_H, BLOCK_B)
+    x = tl.where(mask, from_tile(x, tl.float32, mask, False), 0.0)
+    return to_tile(x, BLOCK_H, BLOCK_B, False)
 
 
 @inline
-def finish_step(
-    z_i, z_f, z_g, z_o, d_i, d_f, d_g, d_o, h_prev, c_prev,
-    output_ptr, gates_ptr, cells_ptr, offs_h, mask, active,
-    BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, FAST: tl.constexpr, EXACT: tl.constexpr,
+def take_step(
+    z_i, z_f, z_g, z_o, d_i, d_f, d_g, d_o, h_prev, c_prev, active,
+    FAST: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """A step after its product: the cell, and what is written. z: of gates_ih; d: W_hh h; active:
-    which sequences take it, None for all; the others keep their states.
+    """The activated gates, h and c. z: of gates_ih; d: W_hh h; active: which sequences take the
+    step, None for all; the others keep their states.
     """
-    dtype: tl.constexpr = output_ptr.dtype.element_ty
-    SIZE: tl.constexpr = BLOCK_H * BLOCK_B
     if FAST:
         z_i = 0.5 * z_i
         z_f = 0.5 * z_f
@@ -103,28 +107,39 @@ def finish_step(
     if active is not None:
         h = choose(active, h, h_prev)
         c = choose(active, c, c_prev)
-    tl.store(output_ptr + offs_h, from_tile(h, dtype, mask), mask=mask)
+    return i, f, g, o, h, c
+
+
+@inline
+def write_step(
+    i, f, g, o, h, c, output_ptr, gates_ptr, cells_ptr, offs_h, mask, SIZE: tl.constexpr,
+    SLICED: tl.constexpr,
+):  # fmt: skip
+    """The output of a step, and what backward needs of it if that is saved."""
+    dtype: tl.constexpr = output_ptr.dtype.element_ty
+    tl.store(output_ptr + offs_h, from_tile(h, dtype, mask, SLICED), mask=mask)
     if gates_ptr is not None:
         offs = tl.arange(0, SIZE)
-        tl.store(gates_ptr + offs, pack(i, dtype))
-        tl.store(gates_ptr + SIZE + offs, pack(f, dtype))
-        tl.store(gates_ptr + 2 * SIZE + offs, pack(g, dtype))
-        tl.store(gates_ptr + 3 * SIZE + offs, pack(o, dtype))
-        tl.store(cells_ptr + offs, pack(c, dtype))
-    return h, c
+        tl.store(gates_ptr + offs, pack(i, dtype, SLICED))
+        tl.store(gates_ptr + SIZE + offs, pack(f, dtype, SLICED))
+        tl.store(gates_ptr + 2 * SIZE + offs, pack(g, dtype, SLICED))
+        tl.store(gates_ptr + 3 * SIZE + offs, pack(o, dtype, SLICED))
+        tl.store(cells_ptr + offs, pack(c, dtype, SLICED))
 
 
 # T and B change from call to call, and with B the addresses at which a layer's states begin. They
 # compile nothing new: the numbers are not looked at, nor the alignment of what no loop reads.
 @triton.jit(
-    do_not_specialize=["T", "B"],
+    do_not_specialize=["T", "B", "begin", "end", "first_tile", "tiles"],
     do_not_specialize_on_alignment=["h_0_ptr", "c_0_ptr", "h_n_ptr", "c_n_ptr"],
 )
 def lstm_forward_kernel(
     gates_ih_ptr, weight_hh_ptr, h_0_ptr, c_0_ptr, offsets_ptr,
     output_ptr, h_n_ptr, c_n_ptr, gates_ptr, cells_ptr,
-    T, B, H: tl.constexpr, D: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr, EXACT: tl.constexpr,
+    exchange_ptr, states_ptr,
+    T, B, begin, end, first_tile, tiles, H: tl.constexpr, D: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_B: tl.constexpr, PARTS: tl.constexpr,
+    VEC: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """The whole sequence of one tile of BLOCK_B sequences, in one of D directions.
 
@@ -135,6 +150,12 @@ def lstm_forward_kernel(
         zeros; gates and cells are None where no gradient is wanted.
         Packed: offsets (T + 1), int64, else None, are where the rows of each step begin, and
         gates_ih is (D, rows, 4, H), output (rows, D, H), h_0 None: its product is in gates_ih.
+        Sliced, if BLOCK_K, at least H, is above BLOCK_H: S slices of BLOCK_H units, PARTS warps
+        that share the columns of W_hh; h_0 as if packed; gates and cells (D, tiles, S, ...);
+        exchange (2, D, tiles, BLOCK_K * BLOCK_B), float32, first zeros. Of tiles in all, a launch
+        has those from first_tile on, and all steps; or of the steps only that from begin to end,
+        with states (2, D, tiles, S, BLOCK_H * BLOCK_B), float32, else None, to carry h and c. All
+        these arguments are None where there is one slice.
     Numerics: z, the cell and c are float32; h_t is rounded to the operand dtype (operand.py)
         before W_hh reads it, if EXACT to float32's precision.
     """
@@ -143,7 +164,19 @@ def lstm_forward_kernel(
     DOT: tl.constexpr = tl.float16 if FLOAT32 else dtype
     FAST: tl.constexpr = not FLOAT32
     SIZE: tl.constexpr = BLOCK_H * BLOCK_B
+    SLICED: tl.constexpr = BLOCK_K > BLOCK_H
+    S: tl.constexpr = (H + BLOCK_H - 1) // BLOCK_H
+    OWN: tl.constexpr = 8 if SLICED else max(VEC, 2)
+    NUM_WARPS: tl.constexpr = PARTS if SLICED else BLOCK_H // 16
     tile = tl.program_id(0).to(tl.int64)
+    first = 0
+    last = T
+    if SLICED:
+        tile += first_tile
+        first = begin
+        last = end
+    else:
+        tiles = tl.num_programs(0)
     row = tile * BLOCK_B
     state = row * H
     saved = tile
@@ -163,51 +196,80 @@ def lstm_forward_kernel(
         else:
             gates_ih_ptr += reverse * tl.load(offsets_ptr + T) * (4 * H)
         state += reverse * B * H
-        saved += reverse * tl.num_programs(0)
+        saved += reverse * tiles
         step_z *= 1 - 2 * reverse
         step_h *= 1 - 2 * reverse
 
     # Block 2 q + pair of W_hh: units of parity q, gates (i, f) or (g, o)
-    block, wr, half, _, k = operand_indices(BLOCK_H, VEC, 1)
+    block, wr, half, _, k = operand_indices(NUM_WARPS, BLOCK_K // PARTS, VEC, OWN, 1, 4, PARTS)
+    if SLICED:
+        wr = wr % 8
     gate = block % 2 * 2 + half
     unit = wr * 2 + block // 2
+    if SLICED:
+        unit += tl.program_id(2) * BLOCK_H
     halved = tl.where((gate == 2) | (not FAST), 1.0, 0.5)
     weights = weight_hh_ptr + (gate * H + unit) * H + k
     if EXACT:
         w, w_rest, inverse = load_exact_weights(weights, (unit < H) & (k < H))
-        r_0, r_1, r_2, r_3 = to_operands(pin(w_rest), BLOCK_H, VEC, 1)
+        w_rest = to_operands(pin(w_rest), NUM_WARPS, BLOCK_K // PARTS, VEC, OWN, 1, 4)
+        r_0, r_1, r_2, r_3 = four_blocks(w_rest)
     else:
         w, inverse = load_weights(weights, (unit < H) & (k < H), halved, DOT)
-    w_0, w_1, w_2, w_3 = to_operands(pin(w), BLOCK_H, VEC, 1)
+    # h from memory is put together by joins, which make kWidth 4 (Triton 3.6, 3.8).
+    RUN: tl.constexpr = 4 if SLICED else 2
+    w = to_operands(pin(w), NUM_WARPS, BLOCK_K // PARTS, VEC, OWN, 1, 4, RUN)
+    if SLICED:
+        w = rows_in_order(w)
+    else:
+        w_0, w_1, w_2, w_3 = four_blocks(w)
 
-    unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H)
+    unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H, SLICED)
+    if SLICED:
+        unit += tl.program_id(2) * BLOCK_H
+        exchanged = tiles.to(tl.int64) * (D * BLOCK_K * BLOCK_B)
+        exchange_ptr += saved * (BLOCK_K * BLOCK_B)
+        offs_x = h_offsets(unit, sequence, BLOCK_B)
+        saved = saved * S + tl.program_id(2)
+        if offsets_ptr is None:
+            gates_ih_ptr += first * step_z
+            output_ptr += first * step_h
     mask = (tile * BLOCK_B + sequence < B) & (unit < H)
     offs_h = sequence * (D * H) + unit
     offs_z = sequence * (4 * H) + unit
     offs_state = state + sequence * H + unit
-    h = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
-    c = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
+    h = zeros_tile(BLOCK_H, BLOCK_B, SLICED)
+    c = zeros_tile(BLOCK_H, BLOCK_B, SLICED)
     if c_0_ptr is not None:
-        c = to_tile(tl.load(c_0_ptr + offs_state, mask=mask, other=0.0), BLOCK_H, BLOCK_B)
+        c = tl.load(c_0_ptr + offs_state, mask=mask, other=0.0)
+        c = to_tile(c, BLOCK_H, BLOCK_B, SLICED)
+    if states_ptr is not None:
+        states_ptr += saved * SIZE
+        c_ptr = states_ptr + tiles.to(tl.int64) * (D * S * SIZE)
+        if first > 0:
+            h = unpack(tl.load(states_ptr + tl.arange(0, SIZE)), BLOCK_H, BLOCK_B, SLICED)
+            c = unpack(tl.load(c_ptr + tl.arange(0, SIZE)), BLOCK_H, BLOCK_B, SLICED)
     if gates_ptr is not None:
         gates_ptr += saved * T * (4 * SIZE)
         cells_ptr += saved * (T + 1) * SIZE
-        tl.store(cells_ptr + tl.arange(0, SIZE), pack(c, dtype))
+        if SLICED:
+            gates_ptr += first.to(tl.int64) * (4 * SIZE)
+            cells_ptr += first.to(tl.int64) * SIZE
+        tl.store(cells_ptr + tl.arange(0, SIZE), pack(c, dtype, SLICED))
         cells_ptr += SIZE
     if offsets_ptr is None:
         x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask, H)
     else:
-        begin, count = step_rows(offsets_ptr, 0, T, reverse)
-        begin_1, count_1 = step_rows(offsets_ptr, 1, T, reverse)
+        begin_row, count = step_rows(offsets_ptr, first, T, reverse)
+        begin_1, count_1 = step_rows(offsets_ptr, first + 1, T, reverse)
         now = mask & (row + sequence < count)
-        x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + begin * (4 * H) + offs_z, now, H)
-        lane = row + tl.arange(0, BLOCK_B)[None, :]
+        x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + begin_row * (4 * H) + offs_z, now, H)
+        lane = row + lanes(BLOCK_B, SLICED)
 
-    first = 0
     if h_0_ptr is not None:
         # h_0 alone may be above 1, even infinite: its product needs a scale of its own, and has
         # infinity times zero, a NaN, in the units above H, which must not reach the others.
-        h = to_tile(tl.load(h_0_ptr + offs_state, mask=mask, other=0.0), BLOCK_H, BLOCK_B)
+        h = to_tile(tl.load(h_0_ptr + offs_state, mask=mask, other=0.0), BLOCK_H, BLOCK_B, SLICED)
         if FLOAT32:
             h, inverse_h = to_range(h)
         if EXACT:
@@ -217,12 +279,12 @@ def lstm_forward_kernel(
         if FLOAT32:
             d_i, d_f = d_i * inverse * inverse_h, d_f * inverse * inverse_h
             d_g, d_o = d_g * inverse * inverse_h, d_o * inverse * inverse_h
-        z_i, z_f, z_g, z_o = gate_tiles(x_i, x_f, x_g, x_o, BLOCK_H, BLOCK_B)
-        h, c = finish_step(
+        z_i, z_f, z_g, z_o = gate_tiles(x_i, x_f, x_g, x_o, BLOCK_H, BLOCK_B, SLICED)
+        i, f, g, o, h, c = take_step(
             z_i, z_f, z_g, z_o, only(d_i, mask), only(d_f, mask), only(d_g, mask), only(d_o, mask),
-            h, c, output_ptr, gates_ptr, cells_ptr, offs_h, mask, None,
-            BLOCK_H, BLOCK_B, FAST, EXACT,
+            h, c, None, FAST, EXACT,
         )  # fmt: skip
+        write_step(i, f, g, o, h, c, output_ptr, gates_ptr, cells_ptr, offs_h, mask, SIZE, SLICED)
         first = 1
         gates_ih_ptr += step_z
         output_ptr += step_h
@@ -231,49 +293,76 @@ def lstm_forward_kernel(
             cells_ptr += SIZE
         x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask & (T > 1), H)
 
-    for t in range(first, T):
-        z_i, z_f, z_g, z_o = gate_tiles(x_i, x_f, x_g, x_o, BLOCK_H, BLOCK_B)
+    for t in range(first, last):
+        z_i, z_f, z_g, z_o = gate_tiles(x_i, x_f, x_g, x_o, BLOCK_H, BLOCK_B, SLICED)
         if offsets_ptr is None:
             gates_ih_ptr += step_z
-            x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask & (t + 1 < T), H)
+            x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask & (t + 1 < last), H)
             out_ptr = output_ptr
             alive = mask
             active = None
         else:
             active = lane < count
             alive = mask & (row + sequence < count)
-            out_ptr = output_ptr + begin * (D * H)
-            ahead = mask & (row + sequence < count_1) & (t + 1 < T)
+            out_ptr = output_ptr + begin_row * (D * H)
+            ahead = mask & (row + sequence < count_1) & (t + 1 < last)
             x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + begin_1 * (4 * H) + offs_z, ahead, H)
-            begin, count = begin_1, count_1
+            begin_row, count = begin_1, count_1
             begin_1, count_1 = step_rows(offsets_ptr, t + 2, T, reverse)
-        if EXACT:
+        if SLICED:
+            h_all = load_h(
+                exchange_ptr + t % 2 * exchanged,
+                t,
+                BLOCK_K,
+                PARTS,
+                BLOCK_B,
+                DOT,
+                states_ptr is None,
+            )
+            d_i, d_f, d_g, d_o = slice_product(w, h_all)
+        elif EXACT:
             d_i, d_f, d_g, d_o = exact_product(w_0, w_1, w_2, w_3, r_0, r_1, r_2, r_3, h, VEC)
         else:
             d_i, d_f, d_g, d_o = gates_product(w_0, w_1, w_2, w_3, h.to(DOT), VEC)
         if FLOAT32:
             d_i, d_f, d_g, d_o = d_i * inverse, d_f * inverse, d_g * inverse, d_o * inverse
-        h, c = finish_step(
-            z_i, z_f, z_g, z_o, d_i, d_f, d_g, d_o,
-            h, c, out_ptr, gates_ptr, cells_ptr, offs_h, alive, active,
-            BLOCK_H, BLOCK_B, FAST, EXACT,
-        )  # fmt: skip
+        i, f, g, o, h, c = take_step(
+            z_i, z_f, z_g, z_o, d_i, d_f, d_g, d_o, h, c, active, FAST, EXACT
+        )
+        if SLICED:
+            write_words(exchange_ptr + (t + 1) % 2 * exchanged + offs_x, h, t)
+        write_step(i, f, g, o, h, c, out_ptr, gates_ptr, cells_ptr, offs_h, alive, SIZE, SLICED)
         if offsets_ptr is None:
             output_ptr += step_h
         if gates_ptr is not None:
             gates_ptr += 4 * SIZE
             cells_ptr += SIZE
-    tl.store(h_n_ptr + offs_state, from_tile(h, dtype, mask), mask=mask)
-    tl.store(c_n_ptr + offs_state, from_tile(c, dtype, mask), mask=mask)
+    tl.store(h_n_ptr + offs_state, from_tile(h, dtype, mask, SLICED), mask=mask)
+    tl.store(c_n_ptr + offs_state, from_tile(c, dtype, mask, SLICED), mask=mask)
+    if states_ptr is not None:
+        tl.store(states_ptr + tl.arange(0, SIZE), pack(h, tl.float32, SLICED))
+        tl.store(c_ptr + tl.arange(0, SIZE), pack(c, tl.float32, SLICED))
 
 
 def lstm_forward(
-    gates_ih, weight_hh, h_0, c_0, output, h_n, c_n, gates, cells, tile, offsets=None
+    gates_ih, weight_hh, h_0, c_0, output, h_n, c_n, gates, cells, tile, offsets=None, meeting=None
 ):  # fmt: skip
-    """Launch lstm_forward_kernel, whose docstring has the shapes. tile: config.tile(...)."""
+    """Launch lstm_forward_kernel, whose docstring has the shapes. tile: config.tile(...); meeting:
+    of slices, else None.
+    """
     D, B, H = h_n.shape
     T = output.shape[0] if offsets is None else offsets.shape[0] - 1
-    grid = (triton.cdiv(B, tile["BLOCK_B"]), D)
-    lstm_forward_kernel[grid](
-        gates_ih, weight_hh, h_0, c_0, offsets, output, h_n, c_n, gates, cells, T, B, H, D, **tile
-    )
+    tiles = triton.cdiv(B, tile["BLOCK_B"])
+    arguments = (gates_ih, weight_hh, h_0, c_0, offsets, output, h_n, c_n, gates, cells)
+    if meeting is None:
+        lstm_forward_kernel[(tiles, D)](
+            *arguments, None, None, T, B, None, None, None, None, H, D, **tile
+        )
+        return
+    S = triton.cdiv(H, tile["BLOCK_H"])
+    exchange, states, _ = meeting
+    for grid, steps_and_tiles in launches(T, tiles, D, S, meeting):
+        lstm_forward_kernel[grid](
+            *arguments, exchange, states, T, B, *steps_and_tiles, H, D, **tile,
+            launch_cooperative_grid=states is None,
+        )  # fmt: skip

@@ -48,13 +48,17 @@ inline = (lambda function: function) if triton.knobs.runtime.interpret else trit
 
 
 @inline
-def tile_indices(BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, H: tl.constexpr):
+def tile_indices(
+    BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, H: tl.constexpr, SLICED: tl.constexpr
+):
     """Unit and sequence of a tile in memory order: (BLOCK_B / 4, 4 BLOCK_H), j p by w r c q.
 
     Rows of an odd H are aligned to one number, so that no two can be moved at once: then
-    (1, BLOCK_B BLOCK_H), q j p w r c.
+    (1, BLOCK_B BLOCK_H), q j p w r c. A slice's are (1, BLOCK_H) and (BLOCK_B, 1).
     """
-    if H % 2 == 0:
+    if SLICED:
+        return tl.arange(0, BLOCK_H)[None, :], tl.arange(0, BLOCK_B)[:, None]
+    elif H % 2 == 0:
         column = tl.arange(0, 4 * BLOCK_H)[None, :]
         row = tl.arange(0, BLOCK_B // 4)[:, None]
         return column // 8 * 2 + column % 2, row // 2 * 8 + column // 2 % 4 * 2 + row % 2
@@ -66,88 +70,131 @@ def tile_indices(BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, H: tl.constexpr):
 
 
 @inline
-def to_tile(x, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
+def to_tile(x, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, SLICED: tl.constexpr):
     """Memory order to a float32 tile."""
-    if x.shape[0] == 1:
-        x = tl.reshape(x, (2, BLOCK_B // 8, 2, BLOCK_H // 2, 4))  # q j p wr c
-        x = tl.permute(x, (3, 0, 1, 4, 2))
+    if SLICED:
+        return x.to(tl.float32)
     else:
-        x = tl.reshape(x, (BLOCK_B // 8, 2, BLOCK_H // 2, 4, 2))  # j p wr c q
-        x = tl.permute(x, (2, 4, 0, 3, 1))
-    return tl.reshape(x, (BLOCK_H, BLOCK_B)).to(tl.float32)
+        if x.shape[0] == 1:
+            x = tl.reshape(x, (2, BLOCK_B // 8, 2, BLOCK_H // 2, 4))  # q j p wr c
+            x = tl.permute(x, (3, 0, 1, 4, 2))
+        else:
+            x = tl.reshape(x, (BLOCK_B // 8, 2, BLOCK_H // 2, 4, 2))  # j p wr c q
+            x = tl.permute(x, (2, 4, 0, 3, 1))
+        return tl.reshape(x, (BLOCK_H, BLOCK_B)).to(tl.float32)
 
 
 @inline
-def from_tile(x, dtype: tl.constexpr, mask):
+def from_tile(x, dtype: tl.constexpr, mask, SLICED: tl.constexpr):
     """A tile to memory order, which is that of mask, in dtype."""
-    BLOCK_H: tl.constexpr = x.shape[0]
-    BLOCK_B: tl.constexpr = x.shape[1]
-    x = tl.reshape(x.to(dtype), (BLOCK_H // 2, 2, BLOCK_B // 8, 4, 2))  # wr q j c p
-    if mask.shape[0] > 1:
-        return tl.reshape(tl.permute(x, (2, 4, 0, 3, 1)), (BLOCK_B // 4, 4 * BLOCK_H))
+    if SLICED:
+        return x.to(dtype)
     else:
-        return tl.reshape(tl.permute(x, (1, 2, 4, 0, 3)), (1, BLOCK_B * BLOCK_H))
+        BLOCK_H: tl.constexpr = x.shape[0]
+        BLOCK_B: tl.constexpr = x.shape[1]
+        x = tl.reshape(x.to(dtype), (BLOCK_H // 2, 2, BLOCK_B // 8, 4, 2))  # wr q j c p
+        if mask.shape[0] > 1:
+            return tl.reshape(tl.permute(x, (2, 4, 0, 3, 1)), (BLOCK_B // 4, 4 * BLOCK_H))
+        else:
+            return tl.reshape(tl.permute(x, (1, 2, 4, 0, 3)), (1, BLOCK_B * BLOCK_H))
 
 
 @inline
-def pack(x, dtype: tl.constexpr):
+def pack(x, dtype: tl.constexpr, SLICED: tl.constexpr):
     """A tile to private order: at most 16 bytes of one thread, then of the next thread."""
-    BLOCK_H: tl.constexpr = x.shape[0]
-    BLOCK_B: tl.constexpr = x.shape[1]
-    RUN: tl.constexpr = min(BLOCK_B // 2, 128 // dtype.primitive_bitwidth)
-    x = tl.reshape(x.to(dtype), (BLOCK_H // 2, 2, BLOCK_B // 8, 4, 2))  # wr q j c p
-    x = tl.reshape(tl.permute(x, (0, 3, 2, 4, 1)), (2 * BLOCK_H, BLOCK_B // 2 // RUN, RUN))
-    return tl.reshape(tl.permute(x, (1, 0, 2)), (BLOCK_H * BLOCK_B,))
+    if SLICED:
+        return tl.reshape(x.to(dtype), (x.shape[0] * x.shape[1],))
+    else:
+        BLOCK_H: tl.constexpr = x.shape[0]
+        BLOCK_B: tl.constexpr = x.shape[1]
+        RUN: tl.constexpr = min(BLOCK_B // 2, 128 // dtype.primitive_bitwidth)
+        x = tl.reshape(x.to(dtype), (BLOCK_H // 2, 2, BLOCK_B // 8, 4, 2))  # wr q j c p
+        x = tl.reshape(tl.permute(x, (0, 3, 2, 4, 1)), (2 * BLOCK_H, BLOCK_B // 2 // RUN, RUN))
+        return tl.reshape(tl.permute(x, (1, 0, 2)), (BLOCK_H * BLOCK_B,))
 
 
 @inline
-def unpack(x, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
+def unpack(x, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, SLICED: tl.constexpr):
     """Private order to a float32 tile."""
-    RUN: tl.constexpr = min(BLOCK_B // 2, 128 // x.dtype.primitive_bitwidth)
-    x = tl.permute(tl.reshape(x, (BLOCK_B // 2 // RUN, 2 * BLOCK_H, RUN)), (1, 0, 2))
-    x = tl.reshape(x, (BLOCK_H // 2, 4, BLOCK_B // 8, 2, 2))  # wr c j p q
-    return tl.reshape(tl.permute(x, (0, 4, 2, 1, 3)), (BLOCK_H, BLOCK_B)).to(tl.float32)
+    if SLICED:
+        return tl.reshape(x, (BLOCK_B, BLOCK_H)).to(tl.float32)
+    else:
+        RUN: tl.constexpr = min(BLOCK_B // 2, 128 // x.dtype.primitive_bitwidth)
+        x = tl.permute(tl.reshape(x, (BLOCK_B // 2 // RUN, 2 * BLOCK_H, RUN)), (1, 0, 2))
+        x = tl.reshape(x, (BLOCK_H // 2, 4, BLOCK_B // 8, 2, 2))  # wr c j p q
+        return tl.reshape(tl.permute(x, (0, 4, 2, 1, 3)), (BLOCK_H, BLOCK_B)).to(tl.float32)
 
 
 @inline
-def operand_indices(BLOCK_H: tl.constexpr, VEC: tl.constexpr, GROUPS: tl.constexpr):
-    """Operand order of 4 / GROUPS matrices (BLOCK_H, GROUPS BLOCK_H): (block, w r, half, group, k).
+def zeros_tile(BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, SLICED: tl.constexpr):
+    """A float32 tile of zeros."""
+    if SLICED:
+        return tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
+    else:
+        return tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
 
-    Row r + 8 half of warp w's tensor-core block; column k of a group, of BLOCK_H. Fastest to
+
+@inline
+def lanes(BLOCK_B: tl.constexpr, SLICED: tl.constexpr):
+    """The sequences of a tile, along its dimension."""
+    if SLICED:
+        return tl.arange(0, BLOCK_B)[:, None]
+    else:
+        return tl.arange(0, BLOCK_B)[None, :]
+
+
+@inline
+def operand_indices(
+    NUM_WARPS: tl.constexpr, COLUMNS: tl.constexpr, VEC: tl.constexpr, OWN: tl.constexpr,
+    GROUPS: tl.constexpr, BLOCKS: tl.constexpr, PARTS: tl.constexpr = 1,
+):  # fmt: skip
+    """Operand order of BLOCKS matrices (16 num_warps, GROUPS COLUMNS): block, w r, half, group, k.
+
+    Row r + 8 half of warp w's tensor-core block; column k of a group, of COLUMNS. Fastest to
     slowest: VEC of k, c, r, w, the rest of the OWN neighbours in k that a thread has, half, group,
-    the rest of k, block.
+    the rest of k, block. PARTS: warps w, w + PARTS, ... have the same columns, each of the others
+    4 OWN columns on, of PARTS COLUMNS.
     """
-    OWN: tl.constexpr = max(VEC, 2)
-    REST: tl.constexpr = BLOCK_H // (4 * OWN)
-    i = tl.arange(0, 4 * BLOCK_H * BLOCK_H)
-    own = i // (2 * BLOCK_H * VEC)
+    REST: tl.constexpr = COLUMNS // (4 * OWN)
+    i = tl.arange(0, 16 * NUM_WARPS * GROUPS * COLUMNS * BLOCKS)
+    own = i // (32 * NUM_WARPS * VEC)
     slow = own // (OWN // VEC)
-    wr = i // (4 * VEC) % (BLOCK_H // 2)
+    wr = i // (4 * VEC) % (8 * NUM_WARPS)
     k = i % VEC + own % (OWN // VEC) * VEC + i // VEC % 4 * OWN
-    k += slow // (2 * GROUPS) % REST * (4 * OWN)
+    rest = slow // (2 * GROUPS) % REST
+    if PARTS > 1:
+        rest = rest * PARTS + i // (32 * VEC) % PARTS
+    k += rest * (4 * OWN)
     return slow // (2 * GROUPS * REST), wr, slow % 2, slow // 2 % GROUPS, k
 
 
 @inline
-def to_operands(w, BLOCK_H: tl.constexpr, VEC: tl.constexpr, GROUPS: tl.constexpr):
-    """`operand_indices` order to a matrix (num_warps, 16, GROUPS BLOCK_H) for each block."""
-    OWN: tl.constexpr = max(VEC, 2)
-    NUM_WARPS: tl.constexpr = BLOCK_H // 16
-    REST: tl.constexpr = BLOCK_H // (4 * OWN)
+def to_operands(
+    w, NUM_WARPS: tl.constexpr, COLUMNS: tl.constexpr, VEC: tl.constexpr, OWN: tl.constexpr,
+    GROUPS: tl.constexpr, BLOCKS: tl.constexpr, RUN: tl.constexpr = 2,
+):  # fmt: skip
+    """`operand_indices` order to (num_warps, 16, GROUPS COLUMNS, BLOCKS).
+
+    RUN: neighbours in k of one thread that the product takes for neighbours: the compiler's kWidth.
+    """
+    REST: tl.constexpr = COLUMNS // (4 * OWN)
     # w half r, then columns as `order_units` and `order_gates` have them, then block
-    if VEC == 1:  # block (two), rest, group, half, e, w, r, c
-        w = tl.reshape(w, (2, 2 // GROUPS, REST, GROUPS, 2, 2, NUM_WARPS, 8, 4))
-        w = tl.permute(w, (6, 4, 7, 2, 3, 8, 5, 1, 0))
-    else:  # block (two), rest, group, half, w, r, c, v, e
-        w = tl.reshape(w, (2, 2 // GROUPS, REST, GROUPS, 2, NUM_WARPS, 8, 4, OWN // 2, 2))
-        w = tl.permute(w, (5, 4, 6, 2, 8, 3, 7, 9, 1, 0))
-    if GROUPS == 2:
-        return tl.reshape(w, (NUM_WARPS, 16, 2 * BLOCK_H, 2)).split()
-    else:
-        w_01, w_23 = tl.reshape(w, (NUM_WARPS, 16, BLOCK_H, 2, 2)).split()
-        w_0, w_1 = w_01.split()
-        w_2, w_3 = w_23.split()
-        return w_0, w_1, w_2, w_3
+    if VEC < RUN:  # block, rest, group, half, v, e, w, r, c, e
+        w = tl.reshape(w, (BLOCKS, REST, GROUPS, 2, OWN // RUN, RUN // VEC, NUM_WARPS, 8, 4, VEC))
+        w = tl.permute(w, (6, 3, 7, 1, 4, 2, 8, 5, 9, 0))
+    else:  # block, rest, group, half, v, w, r, c, v, e
+        w = tl.reshape(w, (BLOCKS, REST, GROUPS, 2, OWN // VEC, NUM_WARPS, 8, 4, VEC // RUN, RUN))
+        w = tl.permute(w, (5, 3, 6, 1, 4, 8, 2, 7, 9, 0))
+    return tl.reshape(w, (NUM_WARPS, 16, GROUPS * COLUMNS, BLOCKS))
+
+
+@inline
+def four_blocks(w):
+    """The matrices of `to_operands`, if there are four."""
+    w_02, w_13 = tl.reshape(w, (w.shape[0], w.shape[1], w.shape[2], 2, 2)).split()
+    w_0, w_2 = w_02.split()
+    w_1, w_3 = w_13.split()
+    return w_0, w_1, w_2, w_3
 
 
 @inline
@@ -164,7 +211,7 @@ def step_rows(offsets_ptr, step, T, backwards):
 
 @inline
 def choose(flags, x, y):
-    """x for the sequences with a flag, (1, BLOCK_B), else y: tiles."""
+    """x for the sequences with a flag (`lanes`), else y: tiles."""
     return tl.where(tl.broadcast_to(flags, (x.shape[0], x.shape[1])), x, y)
 
 
@@ -213,12 +260,17 @@ def _units(x):
 
 @inline
 def product(w, x):
-    """W (num_warps, 16, K) @ x (K, N), accumulated in float32: (num_warps, 16, N)."""
-    if INTERPRETED:
-        w = tl.reshape(w, (w.shape[0] * 16, w.shape[2])).to(tl.float32)
-        return tl.reshape(
-            tl.dot(w, x.to(tl.float32), input_precision="ieee"), (w.shape[0] // 16, 16, x.shape[1])
-        )
+    """W (num_warps, rows, K) @ x (K, N) or (num_warps, K, N), in float32: (num_warps, rows, N)."""
+    if len(x.shape) == 3:
+        if INTERPRETED:
+            return tl.dot(w.to(tl.float32), x.to(tl.float32), input_precision="ieee")
+        else:
+            return tl.dot(w, x)
+    elif INTERPRETED:
+        ROWS: tl.constexpr = w.shape[1]
+        w = tl.reshape(w, (w.shape[0] * ROWS, w.shape[2])).to(tl.float32)
+        d = tl.dot(w, x.to(tl.float32), input_precision="ieee")
+        return tl.reshape(d, (w.shape[0] // ROWS, ROWS, x.shape[1]))
     else:
         return tl.dot(w, tl.broadcast_to(x[None], (w.shape[0], x.shape[0], x.shape[1])))
 

@@ -81,12 +81,16 @@ def to_range(h):
 
 
 @inline
-def gates_to_range(di, df, dg, do):
+def gates_to_range(di, df, dg, do, SLICED: tl.constexpr):
     """`to_range` for four tiles that share their powers.
 
     Gradients of a mean loss are about 1e-6: below float16's range without it.
     """
     largest = tl.maximum(tl.maximum(tl.abs(di), tl.abs(df)), tl.maximum(tl.abs(dg), tl.abs(do)))
-    scale, inverse = power_of_two(tl.max(largest, axis=0))
-    scale = scale[None, :]
-    return di * scale, df * scale, dg * scale, do * scale, inverse[None, :]
+    if SLICED:
+        scale, inverse = power_of_two(tl.max(largest, axis=1))
+        scale, inverse = scale[:, None], inverse[:, None]
+    else:
+        scale, inverse = power_of_two(tl.max(largest, axis=0))
+        scale, inverse = scale[None, :], inverse[None, :]
+    return di * scale, df * scale, dg * scale, do * scale, inverse

@@ -6,7 +6,7 @@ from . import reference
 from .precision import matmul_in
 
 
-def lstm(input, h_0, c_0, layers, masks, tile, precision, D=1, packing=None):
+def lstm(input, h_0, c_0, layers, masks, tile, precision, D=1, packing=None, at_once=0):
     """A stack of LSTM layers over a whole sequence.
 
         i, f, g, o = split(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)
@@ -21,6 +21,7 @@ def lstm(input, h_0, c_0, layers, masks, tile, precision, D=1, packing=None):
         None, or L - 1 dropout masks (T, B, D P) that multiply the output of all layers but the
         last; tile: Plan.tile, as a dict; precision: of float32 products, "tf32" or "ieee".
         Packed: packing says where the rows lie, and one dimension of rows stands for T and B.
+        at_once: Plan.at_once.
     Returns: output (T, B, D P) of the last layer; h_n (L D, B, P), c_n (L D, B, H), all in
         input.dtype.
     Numerics: products accumulate and c_t lives in float32; h_t is rounded to the operand dtype
@@ -33,23 +34,24 @@ def lstm(input, h_0, c_0, layers, masks, tile, precision, D=1, packing=None):
     if torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in (input, h_0, c_0, *weights)
     ):
-        options = len(layers), masks, tile, precision, D, packing
+        options = len(layers), masks, tile, precision, D, packing, at_once
         return _LSTM.apply(*options, input, h_0, c_0, *weights)
     with torch.cuda.device_of(input), matmul_in(precision):
-        return _forward(input, h_0, c_0, layers, masks, tile, D, packing, save=False)[:3]
+        return _forward(input, h_0, c_0, layers, masks, tile, D, packing, at_once, save=False)[:3]
 
 
 class _LSTM(torch.autograd.Function):
     """One node for the whole stack: a node for each layer would cost 20 us of host time more."""
 
     @staticmethod
-    def forward(ctx, count, masks, tile, precision, D, packing, input, h_0, c_0, *weights):
+    def forward(ctx, count, masks, tile, precision, D, packing, at_once, input, h_0, c_0, *weights):
         layers = by_layer(weights, count)
         with torch.cuda.device_of(input), matmul_in(precision):
             output, h_n, c_n, saved = _forward(
-                input, h_0, c_0, layers, masks, tile, D, packing, save=True
+                input, h_0, c_0, layers, masks, tile, D, packing, at_once, save=True
             )
         ctx.count, ctx.tile, ctx.precision, ctx.D, ctx.packing = count, tile, precision, D, packing
+        ctx.at_once = at_once
         ctx.num_masks = len(masks or ())
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*(masks or ()), *saved, input, h_0, c_0, *weights)
@@ -62,7 +64,7 @@ class _LSTM(torch.autograd.Function):
         masks = ctx.saved_tensors[:num_masks]
         saved = ctx.saved_tensors[num_masks : num_masks + num_saved]
         inputs = ctx.saved_tensors[num_masks + num_saved :]
-        needs = ctx.needs_input_grad[6:]
+        needs = ctx.needs_input_grad[7:]
         if torch.is_grad_enabled():
             sizes = ctx.packing and ctx.packing.batch_sizes
 
@@ -71,16 +73,16 @@ class _LSTM(torch.autograd.Function):
                 return reference.lstm(input, h_0, c_0, layers, masks, D=D, batch_sizes=sizes)
 
             grads = reference.backward(function, inputs, needs, grads)
-            return None, None, None, None, None, None, *grads
+            return None, None, None, None, None, None, None, *grads
         input, h_0, _, *weights = inputs
         needs_input, needs_h_0, needs_c_0, *needs_weights = needs
         with torch.cuda.device_of(input), matmul_in(ctx.precision):
             grads = _backward(
                 *grads, input, h_0, by_layer(weights, count), masks, by_layer(saved, count // D),
-                ctx.tile, D, ctx.packing,
+                ctx.tile, D, ctx.packing, ctx.at_once,
                 needs_input, needs_h_0, needs_c_0, by_layer(needs_weights, count),
             )  # fmt: skip
-        return None, None, None, None, None, None, *grads
+        return None, None, None, None, None, None, None, *grads
 
 
 def by_layer(flat, count):
@@ -89,7 +91,7 @@ def by_layer(flat, count):
     return [tuple(flat[at : at + size]) for at in range(0, len(flat), size)]
 
 
-def _forward(input, h_0, c_0, layers, masks, tile, D, packing, save):
+def _forward(input, h_0, c_0, layers, masks, tile, D, packing, at_once, save):
     """output, h_n, c_n, and, for each layer, its output, hidden, gates and cells if save."""
     from .kernels.forward import lstm_forward
 
@@ -98,7 +100,8 @@ def _forward(input, h_0, c_0, layers, masks, tile, D, packing, save):
     # Not two views of one tensor: nobody could change them in place.
     h_n, c_n = input.new_empty(count, B, P), input.new_empty(count, B, H)
     h_0, c_0 = _contiguous(h_0), _contiguous(c_0)
-    programs, size = -(-B // tile["BLOCK_B"]), tile["BLOCK_H"] * tile["BLOCK_B"]
+    grid, size = _grid(H, B, tile), tile["BLOCK_H"] * tile["BLOCK_B"]
+    sliced = len(grid) > 1
     saved = []
     x = input
     for layer, directions in enumerate(by_layer(layers, count // D)):
@@ -112,8 +115,9 @@ def _forward(input, h_0, c_0, layers, masks, tile, D, packing, save):
             else:
                 torch.addmm(biases[0] + biases[1], x, weight_ih.t(), out=out)
         h = _at(h_0, layer, D)
-        if h is not None and (packing or projected):
-            # Packed sequences begin at different steps, and the kernel's h is not projected.
+        if h is not None and (packing or projected or sliced):
+            # Packed sequences begin at different steps, the kernel's h is not projected, and
+            # slices exchange what is below 1.
             for n, (_, weight_hh, *_) in enumerate(directions):
                 _add_at_end(gates_ih[n], h[n] @ weight_hh.t(), n, packing)
             h = None
@@ -124,13 +128,14 @@ def _forward(input, h_0, c_0, layers, masks, tile, D, packing, save):
             output, last = input.new_empty(*rows, D * P), input.new_empty(D, B, H)
         gates = cells = None
         if save:
-            gates = input.new_empty(D, programs, T, 4, size)
-            cells = input.new_empty(D, programs, T + 1, size)
+            gates = input.new_empty(D, *grid, T, 4, size)
+            cells = input.new_empty(D, *grid, T + 1, size)
             saved += [output, hidden, gates, cells]
         lstm_forward(
             gates_ih, _stack([_recurrent(weights) for weights in directions]),
             h, _at(c_0, layer, D), hidden.view(*rows, D, H), last, _at(c_n, layer, D),
             gates, cells, tile, packing and packing.offsets,
+            _meeting(input, D, grid, tile, at_once, backward=False) if sliced else None,
         )  # fmt: skip
         if projected:
             for n, (*_, weight_hr) in enumerate(directions):
@@ -142,13 +147,15 @@ def _forward(input, h_0, c_0, layers, masks, tile, D, packing, save):
 
 def _backward(
     grad_output, grad_h_n, grad_c_n, input, h_0, layers, masks, saved,
-    tile, D, packing, needs_input, needs_h_0, needs_c_0, needs_weights,
+    tile, D, packing, at_once, needs_input, needs_h_0, needs_c_0, needs_weights,
 ):  # fmt: skip
     """Gradients of input, h_0, c_0 and all weights; None for those not needed."""
     from .kernels.backward import lstm_backward
 
     rows, count, (H, P) = input.shape[:-1], len(layers), _sizes(layers)
     B = packing.B if packing else rows[1]
+    grid = _grid(H, B, tile)
+    sliced = len(grid) > 1
     grad_h_n, grad_c_n, h_0 = _contiguous(grad_h_n), _contiguous(grad_c_n), _contiguous(h_0)
     grad_h_0 = input.new_empty(count, B, P) if needs_h_0 else None
     grad_c_0 = input.new_empty(count, B, H) if needs_c_0 else None
@@ -160,7 +167,7 @@ def _backward(
         _, hidden, gates, cells = saved[layer]
         grad_gates = input.new_empty(D, *rows, 4, H)
         grad_last, grad_first = _at(grad_h_n, layer, D), _at(grad_h_0, layer, D)
-        grad_hidden, to_h_0 = grad_output, grad_first
+        grad_hidden, to_h_0 = grad_output, None if sliced else grad_first
         if projected:
             # The kernel's h is what W_hr projects, and it had no h_0.
             grad_output = _contiguous(grad_output)
@@ -177,9 +184,10 @@ def _backward(
             gates, cells, _stack([_recurrent(weights).t() for weights in directions]),
             _aligned(grad_hidden), grad_last, _at(grad_c_n, layer, D),
             grad_gates, to_h_0, _at(grad_c_0, layer, D), tile, B, packing and packing.offsets,
+            _meeting(input, D, grid, tile, at_once, backward=True) if sliced else None,
         )  # fmt: skip
         grad_gates = grad_gates.view(D, rows.numel(), 4 * H)
-        if projected and needs_h_0:
+        if (projected or sliced) and needs_h_0:
             for n, (_, weight_hh, *_) in enumerate(directions):
                 torch.mm(_at_end(grad_gates[n], n, B, packing), weight_hh, out=grad_first[n])
         x = None
@@ -250,6 +258,29 @@ def _grad_recurrent(grad_gates, h, h_0, B, reverse, packing):
     if h_0 is not None:
         grad.addmm_(_at_end(grad_gates, reverse, B).t(), h_0)
     return grad
+
+
+def _grid(H, B, tile):
+    """Tiles, and slices if there are several."""
+    tiles, slices = -(-B // tile["BLOCK_B"]), -(-H // tile["BLOCK_H"])
+    return (tiles, slices) if tile["BLOCK_K"] > tile["BLOCK_H"] else (tiles,)
+
+
+def _meeting(input, D, grid, tile, at_once, backward):
+    """What slices exchange through (kernels/slices.py)."""
+    from .kernels.slices import Meeting
+
+    (tiles, slices), size = grid, tile["BLOCK_H"] * tile["BLOCK_B"]
+    of_tile = (
+        (tile["BLOCK_K"] // tile["BLOCK_H"], slices, size)
+        if backward
+        else (tile["BLOCK_K"] * tile["BLOCK_B"],)
+    )
+    exchange = input.new_zeros(2, D, tiles, *of_tile, dtype=torch.float32)
+    states = None
+    if at_once == 0:
+        states = input.new_empty(2, D, tiles, slices, size, dtype=torch.float32)
+    return Meeting(exchange, states, at_once)
 
 
 def _sizes(layers):

@@ -81,7 +81,7 @@ class LSTM(RNNBase):
         D = 2 if self.bidirectional else 1
         output, h_n, c_n = lstm(
             input, h_0, c_0, by_layer(weights, self.num_layers * D), self._dropout_masks(input, D),
-            dict(plan.tile), fp32_precision(), D, packing,
+            dict(plan.tile), fp32_precision(), D, packing, plan.at_once,
         )  # fmt: skip
         if packing:
             output = PackedSequence(output, batch_sizes, order, restore)
@@ -107,8 +107,11 @@ class LSTM(RNNBase):
             plans.interpreted(),
             fp32_precision(),
             self.bidirectional,
+            plans.multiprocessors(x.device),
         )
-        return plan if plan.path == "torch" or self._accepts(input, hx) else plans.MISFIT
+        if plan.path == "fused" and not self._accepts(input, hx):
+            return plans.MISFIT
+        return plans.forced(plan)
 
     def _batch(self, input):
         """Sequences in an input of any kind."""

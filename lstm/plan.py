@@ -1,12 +1,14 @@
 """Which path a call takes, and why: a pure function of its sizes, dtype and card. Needs no GPU."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 
 import torch
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# Launches one after the other, each for as many sequences as the card has room for at once.
+MAX_LAUNCHES = 4
 MIN_CAPABILITY = (8, 0)  # mma.sync on bfloat16, and tanh.approx
 
 
@@ -17,7 +19,9 @@ class Plan:
     path: "fused", our kernels, or "torch", PyTorch's own module.
     reason: why, in a few words.
     tile: fused: what one program works on, keyword arguments of a launch (kernels/config.py).
-    programs: fused: programs of each launch, one launch a layer and pass.
+    programs: fused: programs of each layer and pass.
+    slices: fused: programs that share the units of one tile, and exchange h at every step.
+    at_once: fused, several slices: tiles of one launch; 0 for a launch for each step.
     operands: fused: what the products multiply: a dtype's name, "two float16", or "tf32".
     """
 
@@ -26,6 +30,8 @@ class Plan:
     tile: tuple[tuple[str, int], ...] = ()
     programs: int = 0
     operands: str = ""
+    slices: int = 1
+    at_once: int = 0
 
     def __str__(self):
         if self.path == "torch":
@@ -35,8 +41,16 @@ class Plan:
             f"fused kernels: {self.reason}\n"
             f"  {self.programs} programs of {tile['num_warps']} warps, each of "
             f"{tile['BLOCK_B']} sequences by {tile['BLOCK_H']} units\n"
-            f"  products in {self.operands}, sums in float32"
+            f"  products in {self.operands}, sums in float32{self._exchange()}"
         )
+
+    def _exchange(self):
+        """How slices exchange, as one more line."""
+        if self.slices == 1:
+            return ""
+        tiles = self.programs // self.slices
+        launches = f"{-(-tiles // self.at_once)} launches" if self.at_once else "a launch a step"
+        return f"\n  {self.slices} slices exchange h at every step, {launches}"
 
 
 NO_GPU = Plan("torch", "no NVIDIA GPU, and Triton's interpreter is off")
@@ -61,6 +75,24 @@ def capability(device):
     return torch.cuda.get_device_capability(device)
 
 
+@lru_cache
+def multiprocessors(device):
+    """Of an NVIDIA GPU; 0 for any other device."""
+    if capability(device) is None:
+        return 0
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def forced(plan):
+    """The plan, or what the environment variable FUSED_LSTM_FORCE makes of it, for tests and
+    benchmarks: "torch" for PyTorch's own module, "stepwise" for slices launched for each step.
+    """
+    force = os.environ.get("FUSED_LSTM_FORCE")
+    if force == "torch":
+        return Plan("torch", "FUSED_LSTM_FORCE is torch")
+    return replace(plan, at_once=0) if force == "stepwise" and plan.at_once else plan
+
+
 def refusal(input):
     """The plan of a call that no kernel can run, whatever its sizes are; else None."""
     if not isinstance(input, torch.Tensor):
@@ -76,13 +108,14 @@ def refusal(input):
 
 @lru_cache(maxsize=1024)
 def plan(
-    hidden_size, batch, dtype, card, interpret=False, precision="tf32", bidirectional=False
+    hidden_size, batch, dtype, card, interpret=False, precision="tf32", bidirectional=False,
+    multiprocessors=0,
 ):  # fmt: skip
     """The path of one call of an LSTM.
 
     Args: card: compute capability, None without an NVIDIA GPU; interpret: whether Triton's
-        interpreter is on; precision: of float32, "tf32" or "ieee"; the rest as the module and its
-        input have them.
+        interpreter is on; precision: of float32, "tf32" or "ieee"; multiprocessors: of the card;
+        the rest as the module and its input have them.
     Returns: Plan.
     """
     # In here, so that Triton is not imported where it is not needed.
@@ -92,21 +125,43 @@ def plan(
 
     exact = dtype == torch.float32 and precision != "tf32"
     if hidden_size > config.MAX_HIDDEN_SIZE:
-        reason = f"hidden_size above {config.MAX_HIDDEN_SIZE} is not on the kernels yet"
-    elif exact and hidden_size > config.MAX_EXACT_HIDDEN_SIZE:
-        reason = (
-            f"hidden_size above {config.MAX_EXACT_HIDDEN_SIZE} in float32 with TF32 switched off "
-            "is not on the kernels yet"
-        )
-    else:
-        tile = config.tile(hidden_size, batch, dtype.itemsize, interpret, exact)
-        operands = "float16" if dtype == torch.float32 else str(dtype).removeprefix("torch.")
-        programs = -(-batch // tile["BLOCK_B"]) * (2 if bidirectional else 1)
+        return Plan("torch", f"hidden_size above {config.MAX_HIDDEN_SIZE} is not on the kernels")
+    if exact and hidden_size > config.MAX_EXACT_HIDDEN_SIZE:
         return Plan(
-            "fused", _where(card, interpret), tuple(tile.items()), programs,
-            f"two {operands}" if exact else operands,
-        )  # fmt: skip
-    return Plan("torch", reason)
+            "torch",
+            f"hidden_size above {config.MAX_EXACT_HIDDEN_SIZE} in float32 with TF32 switched off "
+            "is not on the kernels yet",
+        )
+    D, slices, at_once = 2 if bidirectional else 1, 1, 0
+    for block_b in (8, 16):
+        tile = config.tile(hidden_size, batch, dtype.itemsize, interpret, exact, block_b)
+        tiles = -(-batch // tile["BLOCK_B"])
+        if hidden_size <= config.MAX_ONE_SLICE or interpret:
+            break
+        # All programs that meet must be on the card. Where those of the smaller tiles are not, the
+        # larger ones take less time than one launch after the other.
+        resident = config.resident(multiprocessors, tile)
+        at_once = min(tiles, resident // (D * config.slices(hidden_size, tile)))
+        if at_once == tiles:
+            break
+    if hidden_size > config.MAX_ONE_SLICE:
+        slices = config.slices(hidden_size, tile)
+        if not interpret and at_once == 0:
+            return Plan(
+                "torch",
+                f"{D * slices} programs would have to run at once, the card holds {resident}",
+            )
+        if not interpret and tiles > MAX_LAUNCHES * at_once:
+            return Plan(
+                "torch",
+                f"the batch would take {-(-tiles // at_once)} launches, and cuDNN is faster above "
+                f"{MAX_LAUNCHES} (estimated)",
+            )
+    operands = "float16" if dtype == torch.float32 else str(dtype).removeprefix("torch.")
+    return Plan(
+        "fused", _where(card, interpret), tuple(tile.items()), tiles * D * slices,
+        f"two {operands}" if exact else operands, slices, at_once,
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=1024)

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from lstm import layer, reference
 from lstm.packing import Packing
-from lstm.plan import capability, interpreted, plan
+from lstm.plan import capability, interpreted, multiprocessors, plan
 from lstm.reference import relative_error
 
 # float32 is TF32 class.
@@ -115,20 +115,24 @@ def packing(case):
     )
 
 
-def tile(case, **changes):
-    """The tile the module would take for a case, with changes."""
-    H = case.layers[0][1].shape[0] // 4
+def planned(case):
+    """The plan the module would have for a case."""
+    H, dtype = case.layers[0][1].shape[0] // 4, case.input.dtype
     B = case.input.shape[1] if case.batch_sizes is None else int(case.batch_sizes[0])
-    card = capability(case.input.device)
-    planned = plan(H, B, case.input.dtype, card, interpreted(), case.precision)
-    return dict(planned.tile) | changes
+    device = case.input.device
+    return plan(
+        H, B, dtype, capability(device), interpreted(), case.precision, case.D == 2,
+        multiprocessors(device),
+    )  # fmt: skip
 
 
 def ours(case, **changes):
     """Outputs and gradients of lstm.layer.lstm. changes: of the tile."""
+    plan = planned(case)
+    tile = dict(plan.tile) | changes
     return _results(
         lambda *args: layer.lstm(
-            *args, case.masks, tile(case, **changes), case.precision, case.D, packing(case)
+            *args, case.masks, tile, case.precision, case.D, packing(case), plan.at_once
         ),
         case,
     )

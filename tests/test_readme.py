@@ -11,7 +11,9 @@ from lstm.kernels import config
 from lstm.plan import DTYPES, MIN_CAPABILITY, cell_plan, plan
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
-CALL = dict(hidden_size=16, batch=100, dtype=torch.float32, card=(9, 0))
+CALL = dict(
+    hidden_size=16, batch=100, dtype=torch.float32, card=(9, 0), multiprocessors=132
+)  # fmt: skip
 CELL = dict(input_size=16, hidden_size=16, batch=100, dtype=torch.float32, card=(9, 0))
 
 

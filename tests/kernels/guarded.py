@@ -48,11 +48,12 @@ class Guarded:
             )
         assert inside.all(), "an access beyond the ends of all tensors"
 
-    def empty(self, *size):
-        return self.full(torch.full(size, torch.nan))
+    def empty(self, *size, dtype=None):
+        return self.full(torch.full(size, torch.nan), dtype)
 
-    def full(self, x):
-        whole = torch.full((x.numel() + 2 * GUARD,), torch.nan, device=self.device).to(self.dtype)
+    def full(self, x, dtype=None):
+        whole = torch.full((x.numel() + 2 * GUARD,), torch.nan, device=self.device)
+        whole = whole.to(dtype or self.dtype)
         inner = whole[GUARD:-GUARD].view(x.shape)
         self.whole.append(whole)
         return inner.copy_(x)

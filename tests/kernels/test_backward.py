@@ -8,6 +8,7 @@ from lstm.kernels.config import tile
 from lstm.kernels.forward import lstm_forward
 from lstm.plan import interpreted
 from tests.kernels.guarded import Guarded, far_pair, run_only_program
+from tests.kernels.test_forward import SLICED_H, SLICED_TILE, sliced
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 B, H = 17, 20  # three programs, ragged; padded units
@@ -87,6 +88,31 @@ def test_gradients_of_states_that_nobody_wants(device, monkeypatch):
         lstm_backward(*others.values(), TILE, B)
         for result in set(RESULTS) - set(unwanted):
             assert torch.equal(others[result], wanted[result]), (unwanted, result)
+
+
+@pytest.mark.parametrize("T", [1, 2, 3])
+@pytest.mark.parametrize("D", [1, 2])
+@pytest.mark.parametrize("packed", [False, True])
+def test_sliced_reads_and_writes_stay_within_the_tensors(T, D, packed, device, monkeypatch):
+    guarded = Guarded(device, torch.float16, monkeypatch)
+    offsets = [0, 17, 28, 31][: T + 1]
+    rows = (offsets[-1],) if packed else (T, B)
+    offsets = guarded.integers(offsets) if packed else None
+    given, meeting = sliced(guarded, T, D, rows[0] if packed else None)
+    lstm_forward(*given.values(), SLICED_TILE, offsets, meeting)
+    S, size = given["gates"].shape[2], given["gates"].shape[-1]
+    owners = SLICED_TILE["BLOCK_K"] // SLICED_TILE["BLOCK_H"]
+    lstm_backward(
+        given["gates"], given["cells"], guarded.full(given["weight_hh"].flatten(1, 2).mT),
+        guarded.full(torch.randn(*rows, D, SLICED_H)), guarded.full(torch.randn(D, B, SLICED_H)),
+        guarded.full(torch.randn(D, B, SLICED_H)), guarded.empty(D, *rows, 4, SLICED_H), None,
+        guarded.empty(D, B, SLICED_H), SLICED_TILE, B, offsets,
+        meeting._replace(
+            exchange=guarded.full(torch.zeros(2, D, 3, owners, S, size), torch.float32),
+            states=guarded.empty(2, D, 3, S, size, dtype=torch.float32),
+        ),
+    )  # fmt: skip
+    assert guarded.intact()
 
 
 def test_offsets_beyond_32_bits(monkeypatch):

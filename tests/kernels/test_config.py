@@ -10,7 +10,8 @@ from lstm.kernels.backward import lstm_backward_kernel
 from lstm.kernels.forward import lstm_forward_kernel
 from lstm.kernels.step import lstm_step_kernel
 
-SIZES = list(product(range(1, config.MAX_HIDDEN_SIZE + 1), (2, 4)))  # hidden_size, itemsize
+SIZES = list(product(range(1, config.MAX_ONE_SLICE + 1), (2, 4)))  # hidden_size, itemsize
+SLICED_SIZES = list(product(range(129, config.MAX_HIDDEN_SIZE + 1), (2, 4)))
 
 
 @pytest.mark.parametrize("kernel", [lstm_forward_kernel, lstm_backward_kernel])
@@ -22,8 +23,9 @@ def test_a_tile_is_the_kernels_keyword_arguments(kernel):
 
 def test_block_h_is_the_next_power_of_two_from_sixteen_on():
     for hidden_size, itemsize in SIZES:
-        block_h = config.tile(hidden_size, 100, itemsize)["BLOCK_H"]
-        assert block_h in (16, 32, 64, 128)
+        tile = config.tile(hidden_size, 100, itemsize)
+        block_h = tile["BLOCK_H"]
+        assert block_h == tile["BLOCK_K"] and block_h in (16, 32, 64, 128)
         assert block_h == 16 or block_h // 2 < hidden_size
         assert hidden_size <= block_h
 
@@ -43,6 +45,24 @@ def test_sixteen_units_a_warp():
     for hidden_size, itemsize in SIZES:
         tile = config.tile(hidden_size, 100, itemsize)
         assert tile["num_warps"] * 16 == tile["BLOCK_H"]
+
+
+def test_slices_cover_the_units_and_have_a_warp_for_at_most_128_columns():
+    for hidden_size, itemsize in SLICED_SIZES:
+        tile = config.tile(hidden_size, 100, itemsize)
+        assert tile["BLOCK_K"] in (256, 512, 1024)
+        assert tile["BLOCK_K"] // 2 < hidden_size <= tile["BLOCK_K"]
+        assert tile["num_warps"] == tile["PARTS"] == max(4, tile["BLOCK_K"] // 128)
+        assert tile["BLOCK_H"] == 16
+        slices = config.slices(hidden_size, tile)
+        assert (slices - 1) * 16 < hidden_size <= slices * 16
+        # What a lane reads at once is within the four units, or eight columns, that it has.
+        assert hidden_size % tile["VEC"] == 0 and tile["VEC"] <= 4
+
+
+@pytest.mark.parametrize(("hidden_size", "programs"), [(256, 2 * 132), (512, 2 * 132), (1024, 132)])
+def test_a_card_holds_as_many_programs_as_its_registers(hidden_size, programs):
+    assert config.resident(132, config.tile(hidden_size, 1, 2)) == programs
 
 
 @pytest.mark.parametrize("batch", [1, 8, 9, 100, 1025])

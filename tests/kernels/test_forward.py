@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from lstm.kernels.config import tile
+from lstm.kernels.config import slices, tile
 from lstm.kernels.forward import lstm_forward
+from lstm.kernels.slices import Meeting
 from lstm.plan import interpreted
 from tests.kernels.guarded import Guarded, far_pair, run_only_program
 
@@ -84,6 +85,47 @@ def test_saving_changes_no_result(device, monkeypatch):
     lstm_forward(*others.values(), TILE)
     for result in ("output", "h_n", "c_n"):
         assert torch.equal(others[result], saved[result]), result
+    assert guarded.intact()
+
+
+# Slices, the last of them with two units; three tiles, ragged; stepwise, as the interpreter does it
+SLICED_H = 130
+SLICED_TILE = tile(SLICED_H, B, 2, interpreted()) | {"BLOCK_B": 8}
+
+
+def sliced(guarded, T=3, D=1, packed=None):
+    """Of lstm_forward, of slices, and their meeting: as `arguments` has them."""
+    H, S, size = SLICED_H, slices(SLICED_H, SLICED_TILE), SLICED_TILE["BLOCK_H"] * 8
+    rows = (T, B) if packed is None else (packed,)
+    given = {
+        "gates_ih": guarded.full(torch.randn(D, *rows, 4, H)),
+        "weight_hh": guarded.full(torch.randn(D, 4, H, H) / 8),
+        "h_0": None,
+        "c_0": guarded.full(torch.randn(D, B, H)),
+        "output": guarded.empty(*rows, D, H),
+        "h_n": guarded.empty(D, B, H),
+        "c_n": guarded.empty(D, B, H),
+        "gates": guarded.empty(D, 3, S, T, 4, size),
+        "cells": guarded.empty(D, 3, S, T + 1, size),
+    }
+    exchange = guarded.full(torch.zeros(2, D, 3, SLICED_TILE["BLOCK_K"] * 8), torch.float32)
+    return given, Meeting(exchange, guarded.empty(2, D, 3, S, size, dtype=torch.float32), 0)
+
+
+@pytest.mark.parametrize("T", [1, 2, 3])
+@pytest.mark.parametrize("D", [1, 2])
+def test_sliced_reads_and_writes_stay_within_the_tensors(T, D, device, monkeypatch):
+    guarded = Guarded(device, torch.float16, monkeypatch)
+    given, meeting = sliced(guarded, T, D)
+    lstm_forward(*given.values(), SLICED_TILE, meeting=meeting)
+    assert guarded.intact()
+
+
+@pytest.mark.parametrize("offsets", [[0, 17], [0, 17, 26], [0, 17, 28, 31]], ids=str)
+def test_sliced_packed_reads_and_writes_stay_within_the_rows(offsets, device, monkeypatch):
+    guarded = Guarded(device, torch.float16, monkeypatch)
+    given, meeting = sliced(guarded, len(offsets) - 1, 2, packed=offsets[-1])
+    lstm_forward(*given.values(), SLICED_TILE, guarded.integers(offsets), meeting)
     assert guarded.intact()
 
 

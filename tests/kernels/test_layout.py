@@ -8,6 +8,7 @@ import triton.language as tl
 from lstm.kernels.forward import gates_product
 from lstm.kernels.layout import (
     column_pair,
+    four_blocks,
     from_tile,
     operand_indices,
     order_gates,
@@ -32,7 +33,7 @@ OPERANDS = [
 def indices_kernel(
     unit_ptr, sequence_ptr, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, H: tl.constexpr
 ):
-    unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H)
+    unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H, False)
     shape: tl.constexpr = (unit + sequence).shape
     offs = tl.arange(0, shape[0])[:, None] * shape[1] + tl.arange(0, shape[1])[None, :]
     tl.store(unit_ptr + offs, tl.broadcast_to(unit, shape))
@@ -46,20 +47,22 @@ def tile_kernel(
 ):  # fmt: skip
     """x (BLOCK_B, BLOCK_H) through a tile to y, and to private order and back. H: odd or even."""
     dtype: tl.constexpr = x_ptr.dtype.element_ty
-    unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H)
-    x = to_tile(tl.load(x_ptr + sequence * BLOCK_H + unit), BLOCK_H, BLOCK_B)
+    unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H, False)
+    x = to_tile(tl.load(x_ptr + sequence * BLOCK_H + unit), BLOCK_H, BLOCK_B, False)
     offs = tl.arange(0, BLOCK_H)[:, None] * BLOCK_B + tl.arange(0, BLOCK_B)[None, :]
     tl.store(tile_ptr + offs, x)
-    tl.store(packed_ptr + tl.arange(0, BLOCK_H * BLOCK_B), pack(x, dtype))
-    tl.store(unpacked_ptr + offs, unpack(pack(x, dtype), BLOCK_H, BLOCK_B))
-    tl.store(y_ptr + sequence * BLOCK_H + unit, from_tile(x, dtype, unit + sequence))
+    tl.store(packed_ptr + tl.arange(0, BLOCK_H * BLOCK_B), pack(x, dtype, False))
+    tl.store(unpacked_ptr + offs, unpack(pack(x, dtype, False), BLOCK_H, BLOCK_B, False))
+    tl.store(y_ptr + sequence * BLOCK_H + unit, from_tile(x, dtype, unit + sequence, False))
 
 
 @triton.jit
 def operands_kernel(
     out_ptr, BLOCK_H: tl.constexpr, VEC: tl.constexpr, GROUPS: tl.constexpr
 ):  # fmt: skip
-    block, wr, half, group, k = operand_indices(BLOCK_H, VEC, GROUPS)
+    block, wr, half, group, k = operand_indices(
+        BLOCK_H // 16, BLOCK_H, VEC, max(VEC, 2), GROUPS, 4 // GROUPS
+    )
     SIZE: tl.constexpr = 4 * BLOCK_H * BLOCK_H
     offs = tl.arange(0, SIZE)
     tl.store(out_ptr + offs, block)
@@ -74,11 +77,12 @@ def forward_product_kernel(
     weight_ptr, h_ptr, out_ptr, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr
 ):
     """weight (4, BLOCK_H, BLOCK_H) times h (BLOCK_H, BLOCK_B), as lstm_forward_kernel does it."""
-    block, wr, half, _, k = operand_indices(BLOCK_H, VEC, 1)
+    block, wr, half, _, k = operand_indices(BLOCK_H // 16, BLOCK_H, VEC, max(VEC, 2), 1, 4)
     gate = block % 2 * 2 + half
     unit = wr * 2 + block // 2
     w = tl.load(weight_ptr + (gate * BLOCK_H + unit) * BLOCK_H + k)
-    w_0, w_1, w_2, w_3 = to_operands(w, BLOCK_H, VEC, 1)
+    w = to_operands(w, BLOCK_H // 16, BLOCK_H, VEC, max(VEC, 2), 1, 4)
+    w_0, w_1, w_2, w_3 = four_blocks(w)
     offs = tl.arange(0, BLOCK_H)[:, None] * BLOCK_B + tl.arange(0, BLOCK_B)[None, :]
     i, f, g, o = gates_product(w_0, w_1, w_2, w_3, tl.load(h_ptr + offs), VEC)
     SIZE: tl.constexpr = BLOCK_H * BLOCK_B
@@ -93,9 +97,9 @@ def backward_product_kernel(
     weight_t_ptr, d_ptr, out_ptr, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr
 ):
     """weight_t (BLOCK_H, 4, BLOCK_H) times d (4, BLOCK_H, BLOCK_B), as lstm_backward_kernel."""
-    pair, wr, half, group, unit = operand_indices(BLOCK_H, VEC, 2)
+    pair, wr, half, group, unit = operand_indices(BLOCK_H // 16, BLOCK_H, VEC, max(VEC, 2), 2, 2)
     w = tl.load(weight_t_ptr + ((wr * 2 + half) * 4 + pair * 2 + group) * BLOCK_H + unit)
-    w_if, w_go = to_operands(w, BLOCK_H, VEC, 2)
+    w_if, w_go = to_operands(w, BLOCK_H // 16, BLOCK_H, VEC, max(VEC, 2), 2, 2).split()
     offs = tl.arange(0, BLOCK_H)[:, None] * BLOCK_B + tl.arange(0, BLOCK_B)[None, :]
     SIZE: tl.constexpr = BLOCK_H * BLOCK_B
     x = order_gates(

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,10 @@ from bench.static_report import (
     KERNELS,
     MAIN_KERNELS,
     MAIN_SIZES,
+    OTHER_SLICED_SIZES,
+    SLICED_CARDS,
+    SLICED_KERNELS,
+    SLICED_SIZES,
     STEP_KERNELS,
     STEP_SIZES,
     Configuration,
@@ -80,18 +85,19 @@ def test_every_kind_of_tile_is_compiled_and_the_main_sizes_for_every_card():
         tile = config.tile(size, 1, ITEMSIZE[dtype])
         return kernel, dtype, tile["BLOCK_H"], tile["VEC"]
 
-    def wanted(kernels, dtypes=ITEMSIZE, largest=config.MAX_HIDDEN_SIZE):
+    def wanted(kernels, dtypes=ITEMSIZE, largest=config.MAX_ONE_SLICE):
         sizes = range(1, largest + 1)
         return {kind(k, size, dtype) for k in kernels for size in sizes for dtype in dtypes}
 
     exact = wanted(EXACT_KERNELS, ["float32"], config.MAX_EXACT_HIDDEN_SIZE)
-    common = set(KERNELS) - set(EXACT_KERNELS) - set(STEP_KERNELS)
+    apart = STEP_KERNELS + SLICED_KERNELS
+    common = set(KERNELS) - set(EXACT_KERNELS) - set(apart)
 
-    compiled = [c for c in configurations() if c.kernel not in STEP_KERNELS]
+    compiled = [c for c in configurations() if c.kernel not in apart]
     kinds = {kind(c.kernel, c.hidden_size, c.dtype) for c in compiled}
     assert kinds >= wanted(MAIN_KERNELS) | exact
     assert max(Counter(compiled).values()) == 1
-    everything = Counter(c for c in configurations(everything=True) if c.kernel not in STEP_KERNELS)
+    everything = Counter(c for c in configurations(everything=True) if c.kernel not in apart)
     assert max(everything.values()) == 1
     for card in CARDS:
         here = [c for c in everything if c.card == card]
@@ -119,6 +125,45 @@ def test_every_kind_of_step_is_compiled():
     assert len(steps) == len(set(steps)) == len(wanted) * len(CARDS)
 
 
+def test_every_kind_of_slice_is_compiled():
+    def kind(size, dtype):
+        tile = config.tile(size, 1, ITEMSIZE[dtype])
+        return tile["BLOCK_K"], tile["VEC"]
+
+    compiled = [c for c in configurations() if c.kernel in SLICED_KERNELS]
+    assert max(Counter(compiled).values()) == 1
+    main = set(product(SLICED_KERNELS[:2], SLICED_SIZES, ITEMSIZE, SLICED_CARDS))
+    assert main <= {(c.kernel, c.hidden_size, c.dtype, c.card) for c in compiled}
+    sizes = range(config.MAX_ONE_SLICE + 1, config.MAX_HIDDEN_SIZE + 1)
+    kinds = {(c.kernel, *kind(c.hidden_size, c.dtype)) for c in compiled}
+    wanted = {kind(size, dtype) for size in sizes for dtype in ITEMSIZE}
+    assert kinds >= {(kernel, *k) for kernel in SLICED_KERNELS[:2] for k in wanted}
+    assert {(c.kernel, kind(c.hidden_size, c.dtype)[0]) for c in compiled} == set(
+        product(SLICED_KERNELS, (256, 512, 1024))
+    )
+    assert {c.card for c in compiled} == set(CARDS)
+    everything = [c for c in configurations(everything=True) if c.kernel in SLICED_KERNELS]
+    assert (
+        len(everything)
+        == len(set(everything))
+        == len(CARDS)
+        * len(list(product(SLICED_KERNELS, SLICED_SIZES + OTHER_SLICED_SIZES, ITEMSIZE)))
+    )
+
+
+@pytest.mark.parametrize("kernel", SLICED_KERNELS)
+@pytest.mark.parametrize("name", ["spills", "hgmma", "utchmma", "membar", "ldsm", "ldg"])
+def test_one_more_than_a_slice_needs_is_a_defect(kernel, name):
+    at = Configuration(kernel, 512, "bfloat16", 90)
+    limit = limits(at)
+    counts = dict.fromkeys(LoopFigures.__dataclass_fields__, 0)
+    counts |= {"lds": limit["lds + ldsm"], "ldg": limit["ldg"]}
+    assert defects(LoopFigures(**counts), at) == []
+    counts[name] += 1
+    (defect,) = defects(LoopFigures(**counts), at)
+    assert name in defect
+
+
 @pytest.mark.parametrize("card", CARDS)
 def test_the_time_loops_have_no_defect(runs, card):
     runs = [run for run in runs if run["card"] == card]
@@ -144,7 +189,7 @@ def test_bfloat16_at_128_units_on_sm_90_keeps_its_figures(runs, kernel, instruct
     ("kernel", "hidden_size", "dtype", "card"),
     [
         (kernel, size, dtype, card)
-        for kernel in KERNELS if kernel not in STEP_KERNELS
+        for kernel in KERNELS if kernel not in STEP_KERNELS + SLICED_KERNELS
         for size in (1, 37, 128)
         for dtype, card in [("float32", 80), ("bfloat16", 90)]
     ],

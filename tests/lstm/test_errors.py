@@ -123,7 +123,7 @@ def test_a_packed_sequence_that_nothing_packs_never_reaches_the_kernels(batch_si
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (dict(hidden_size=129), "hidden_size above 128"),
+        (dict(hidden_size=1025), "hidden_size above 1024"),
         (dict(dtype=torch.float64), "torch.float64"),
     ],
     ids=["hidden_size", "float64"],

@@ -11,7 +11,7 @@ from torch import nn
 from lstm import LSTM
 from lstm.plan import capability, interpreted, plan
 from tests.accuracy import CEILING
-from tests.lstm.pairs import assert_equal, assert_same, error, make_input, pair, run
+from tests.lstm.pairs import assert_equal, assert_same, error, flat, make_input, pair, run
 
 # Construction
 
@@ -166,6 +166,19 @@ def test_explain_takes_the_batch_from_where_it_is(device):
     unbatched = steps_first.explain(x[:, 0])
     assert steps_first.explain(x).programs == unbatched.programs == 1
     assert batch_first.explain(x).programs > 1
+
+
+def test_a_path_can_be_forced(device, launches, monkeypatch):
+    ours, theirs = pair(5, 130, device=device)
+    x = make_input(2, 3, 5, device=device)
+    monkeypatch.setenv("FUSED_LSTM_FORCE", "torch")
+    assert "FUSED_LSTM_FORCE" in str(ours.explain(x))
+    assert torch.equal(ours(x)[0], theirs(x)[0])
+    assert launches == {"forward": 0, "backward": 0}
+    monkeypatch.setenv("FUSED_LSTM_FORCE", "stepwise")
+    assert "a launch a step" in str(ours.explain(x))
+    assert_same([ours(x)[0]], [theirs(x)[0]])
+    assert launches == {"forward": 1, "backward": 0}
 
 
 def test_explain_of_a_call_that_will_fail(device):

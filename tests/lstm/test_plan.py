@@ -32,7 +32,11 @@ NOT_ON_THE_KERNELS = {
     "no NVIDIA GPU": dict(card=None),
     "compute capability 7.0 is below 8.0": dict(card=(7, 0)),
     "compute capability 7.5 is below 8.0": dict(card=(7, 5)),
-    "hidden_size above 128": dict(hidden_size=129),
+    "hidden_size above 1024": dict(hidden_size=1025),
+    "64 programs would have to run at once, the card holds 58": dict(
+        hidden_size=1024, multiprocessors=58
+    ),
+    "would take 8 launches": dict(hidden_size=1024, multiprocessors=132, batch=256),
     "torch.float64": dict(dtype=torch.float64),
     "torch.int64": dict(dtype=torch.int64),
     "TF32 switched off": dict(precision="ieee"),
@@ -49,6 +53,42 @@ def test_the_reason_names_what_is_not_on_the_kernels(reason, change):
     assert reason in other.reason
     assert str(other) == f"PyTorch's own module: {other.reason}"
     assert (other.tile, other.programs, other.operands) == ((), 0, "")
+
+
+MULTIPROCESSORS = {
+    "A100": 108, "RTX_3090": 82, "L4": 58, "H100": 132, "B200": 148, "RTX_5090": 170
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CARDS)
+@pytest.mark.parametrize("hidden_size", [129, 192, 256, 257, 512, 768, 1000, 1024])
+@pytest.mark.parametrize("batch", [1, 16, 64, 100, 128, 256])
+@pytest.mark.parametrize("D", [1, 2])
+def test_slices_that_meet_are_all_on_the_card(name, hidden_size, batch, D):
+    card, multiprocessors = CARDS[name], MULTIPROCESSORS[name]
+    p = plan(
+        hidden_size, batch, torch.bfloat16, card, bidirectional=D == 2,
+        multiprocessors=multiprocessors,
+    )  # fmt: skip
+    if p.path == "torch":
+        assert "at once" in p.reason or "launches" in p.reason
+        return
+    tile = dict(p.tile)
+    tiles = -(-batch // tile["BLOCK_B"])
+    assert p.slices == -(-hidden_size // 16) and p.programs == tiles * D * p.slices
+    # A thread has at most 255 registers, so a warp at most 8,192 of a multiprocessor's 65,536.
+    room = multiprocessors * (8 // tile["num_warps"])
+    assert 1 <= p.at_once <= tiles and p.at_once * D * p.slices <= room
+    # More sequences a program only where they do not fit otherwise.
+    assert tile["BLOCK_B"] == 8 or -(-batch // 8) * D * p.slices > room
+
+
+def test_what_slices_say_of_themselves():
+    call = dict(batch=64, dtype=torch.bfloat16, card=(9, 0), multiprocessors=132)
+    assert "32 slices exchange h at every step, 1 launches" in str(plan(hidden_size=512, **call))
+    assert "64 slices exchange h at every step, 2 launches" in str(plan(hidden_size=1024, **call))
+    stepwise = str(plan(hidden_size=512, **call | dict(card=None), interpret=True))
+    assert "32 slices exchange h at every step, a launch a step" in stepwise
 
 
 def test_both_directions_take_twice_the_programs():

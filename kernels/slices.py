@@ -1,0 +1,298 @@
+"""Slices: several programs share the units of one tile, since W_hh no longer fits one of them.
+
+A slice owns 16 units and their rows of W_hh. What a step needs of the other slices goes through
+memory:
+
+    forward     h of the step before: every slice needs all of it
+    backward    W_hh^T dz of its own units is, of each slice, a part of dh for all: the owner sums
+                the parts, always in the same order
+
+Nobody waits at a barrier. A number travels in a word of 32 bits whose lowest two, far below what
+the products keep, are a tag that says which step wrote it (`tag`), and who needs the number reads
+until it has that step's. A word is one access, so tag and number belong together, and no order
+between words is needed. One trip through the second cache does it, where a counter takes three, and
+a fence.
+
+There are two buffers, by the parity of the step. Of step t the slices write one while some still
+read the other, and why nobody overwrites what is still to be read: a slice writes words of step
+t + 2 after all its threads have read all words of step t + 1, of all slices; each of these was
+written after all threads of its slice had read all words of step t, which is what is overwritten.
+Both times "after all threads" is the barrier of the program between its reading and its writing,
+without which it cannot exchange what it multiplies. A slice therefore has to read the words of all
+slices in every step. Tags count the writes of a buffer modulo 4. Read again, a word is never older
+than before, so it is enough that they differ from one write to the next, and from the zeros before
+the first. The buffers are zeroed before each launch, also by a CUDA graph that replays it, so that
+nothing of an earlier launch can be taken for this one's. tests/kernels/test_exchange.py goes
+through every order in which a few programs can do this.
+
+All slices of a tile have to run, or the others wait forever: the launch is cooperative, and CUDA
+starts it only when all its programs fit the card at once, also beside those of other streams.
+Launched one step at a time, kernels need not wait at all, and take h, c and dh, dc from memory;
+that is how the interpreter runs them, one program after another.
+
+A warp has a part of W_hh's columns, 32 at a time in turn with the others. It reads only their h,
+straight into the registers of operand B, and what the warps have multiplied is summed in shared
+memory.
+"""
+
+import os
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .layout import INTERPRETED, fence, inline, product
+
+# For debugging: how often a word is read in vain before its reader says so and goes on with what is
+# there; 0, which costs nothing, for ever.
+SPIN_LIMIT = tl.constexpr(int(os.environ.get("FUSED_LSTM_SPIN_LIMIT", "0")))
+
+
+class Meeting(NamedTuple):
+    """How the slices of a launch exchange. Tensors as the kernels' docstrings have them.
+
+    at_once: tiles of one launch, whose programs are all resident; 0 for a launch for each step,
+    which takes states.
+    """
+
+    exchange: Any
+    states: Any
+    at_once: int
+
+
+def launches(T, tiles, D, S, meeting):
+    """The grid of each launch, and its arguments begin, end, first_tile, tiles."""
+    if meeting.at_once == 0:
+        for t in range(T):
+            yield (tiles, D, S), (t, t + 1, 0, tiles)
+    else:
+        for first in range(0, tiles, meeting.at_once):
+            yield (min(meeting.at_once, tiles - first), D, S), (0, T, first, tiles)
+
+
+@inline
+def tag(t):
+    """Of the words that step t reads, from buffer t % 2; those before the first step have none, 0.
+
+    Step t writes what step t + 1 reads.
+    """
+    return (t + 1) // 2 % 4
+
+
+@inline
+def write_words(pointers, x, t):
+    """Write float32 numbers for the step after t, as a product leaves them: tl.store would first
+    change to a layout of its own.
+    """
+    word = (x.to(tl.int32, bitcast=True) & ~3) | tag(t + 1)
+    if INTERPRETED:
+        tl.store(pointers, word.to(tl.float32, bitcast=True))
+    else:
+        tl.inline_asm_elementwise(
+            "st.relaxed.gpu.global.b32 [$1], $2; mov.b32 $0, 0;", "=r,l,r",
+            [pointers.to(tl.int64), word], dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+
+
+@inline
+def _stale(word, t):
+    """Whether a word is not the one that step t reads: 1, else 0."""
+    return (((word.to(tl.int32, bitcast=True) ^ tag(t)) & 3) != 0).to(tl.int32)
+
+
+@triton.constexpr_function
+def _read_four(count):
+    """PTX that reads 16 bytes from each of `count` pointers, again and again until all tags are
+    right. All reads are on their way together.
+    """
+    words = [[q * count + j for q in range(4)] for j in range(count)]
+    lines = ["{ .reg .pred p; .reg .b32 x; again_${:uid}: mov.b32 x, 0;"]
+    for j, word in enumerate(words):
+        four = ", ".join(f"${w}" for w in word)
+        lines.append(f"ld.relaxed.gpu.global.v4.b32 {{{four}}}, [${4 * count + j}];")
+    # The table of x or (word xor tag)
+    lines += [f"lop3.b32 x, ${w}, ${5 * count}, x, 0xBE;" for word in words for w in word]
+    lines.append("and.b32 x, x, 3; setp.ne.b32 p, x, 0; @p bra again_${:uid}; }")
+    return " ".join(lines)
+
+
+@triton.constexpr_function
+def _read_four_constraints(count):
+    return ",".join(["=&r"] * (4 * count) + ["l"] * count + ["r"] * count)
+
+
+@triton.constexpr_function
+def _sum(count, stride):
+    """PTX that reads `count` numbers, `stride` bytes apart, again and again until all tags are
+    right, and adds them in order.
+    """
+    lines = [f"{{ .reg .pred p; .reg .b32 x, w<{count}>; .reg .f32 f;"]
+    lines.append("again_${:uid}: mov.b32 x, 0;")
+    lines += [f"ld.relaxed.gpu.global.b32 w{n}, [$1 + {n * stride}];" for n in range(count)]
+    lines += [f"lop3.b32 x, w{n}, $2, x, 0xBE;" for n in range(count)]
+    lines.append("and.b32 x, x, 3; setp.ne.b32 p, x, 0; @p bra again_${:uid}; mov.b32 $0, w0;")
+    lines += [f"mov.b32 f, w{n}; add.f32 $0, $0, f;" for n in range(1, count)]
+    return " ".join(lines) + " }"
+
+
+@inline
+def h_offsets(unit, sequence, BLOCK_B: tl.constexpr):
+    """Where the exchange of a tile has h: (units / 32, BLOCK_B / 8, v, 8 sequences, c, 4 units).
+
+    Of 32 units lane c multiplies eight, in two accesses.
+    """
+    slow = (unit // 32 * (BLOCK_B // 8) + sequence // 8) * 2 + unit % 8 // 4
+    return slow * 128 + sequence % 8 * 16 + unit % 32 // 8 * 4 + unit % 4
+
+
+@inline
+def load_h(
+    h_ptr, t, BLOCK_K: tl.constexpr, PARTS: tl.constexpr, BLOCK_B: tl.constexpr,
+    DOT: tl.constexpr, MEET: tl.constexpr,
+):  # fmt: skip
+    """h of a tile as operand B: (num_warps, columns, BLOCK_B), of each warp its columns' units.
+
+    MEET: wait for those of step t.
+    """
+    J: tl.constexpr = BLOCK_B // 8
+    i = tl.arange(0, BLOCK_K * BLOCK_B // 4)
+    slow = i // (32 * PARTS)  # rest, j, v
+    group = slow // (2 * J) * PARTS + i // 32 % PARTS
+    pointers = h_ptr + (group * (2 * J) + slow % (2 * J)) * 128 + i % 32 * 4
+    h_0, h_1, h_2, h_3 = _four_words(pointers, t, min(8, 2 * J * BLOCK_K // (32 * PARTS)), MEET)
+    h = tl.join(tl.join(h_0, h_2), tl.join(h_1, h_3))
+    h = tl.reshape(h, (BLOCK_K // (32 * PARTS), J, 2, PARTS, 8, 4, 2, 2))  # rest j v w r c e e
+    h = tl.permute(h, (3, 0, 2, 5, 6, 7, 1, 4))
+    return tl.reshape(h.to(DOT), (PARTS, BLOCK_K // PARTS, BLOCK_B))
+
+
+@inline
+def _four_words(pointers, t, COUNT: tl.constexpr, MEET: tl.constexpr):
+    """Four neighbouring float32 numbers from each pointer. COUNT: pointers of a thread at once."""
+    if MEET and SPIN_LIMIT == 0:
+        words = pointers.to(tl.int64)
+        tags = tl.zeros(pointers.shape, tl.int32) + tag(t)
+        # Pure, or Triton reads once more, in another layout, for nothing. The tag is another one in
+        # each step, so it does not leave the loop.
+        w_0, w_1, w_2, w_3 = tl.inline_asm_elementwise(
+            _read_four(COUNT), _read_four_constraints(COUNT), [words, tags],
+            dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=True, pack=COUNT,
+        )  # fmt: skip
+        return (
+            w_0.to(tl.float32, bitcast=True),
+            w_1.to(tl.float32, bitcast=True),
+            w_2.to(tl.float32, bitcast=True),
+            w_3.to(tl.float32, bitcast=True),
+        )
+    else:
+        if MEET:
+            _spin(pointers, t)
+            _spin(pointers + 1, t)
+            _spin(pointers + 2, t)
+            _spin(pointers + 3, t)
+        return (
+            tl.load(pointers, cache_modifier=".cg"),
+            tl.load(pointers + 1, cache_modifier=".cg"),
+            tl.load(pointers + 2, cache_modifier=".cg"),
+            tl.load(pointers + 3, cache_modifier=".cg"),
+        )
+
+
+@inline
+def _spin(pointers, t):
+    """Read until the words are those of step t, SPIN_LIMIT times at most, then say that they are
+    not.
+    """
+    spins = 0
+    stale = tl.max(_stale(tl.load(pointers, volatile=True), t).ravel(), axis=0)
+    while (stale > 0) & (spins < SPIN_LIMIT):
+        spins += 1
+        stale = tl.max(_stale(tl.load(pointers, volatile=True), t).ravel(), axis=0)
+    if stale > 0:
+        tl.device_print("fused_lstm: waited in vain for the words of step", t)
+
+
+@inline
+def slice_product(w, h):
+    """W_hh h of the units of a slice: a tile for each gate."""
+    PARTS: tl.constexpr = w.shape[0]
+    BLOCK_B: tl.constexpr = h.shape[2]
+    # Block 2 q + pair: units of parity q, gates (i, f) or (g, o)
+    z = tl.reshape(product(w, h), (PARTS // 2, 2, 2, 2, 2, 8, BLOCK_B))
+    # One exchange brings the parts together, the rest is each thread's own sum. Units are the
+    # fastest of what is left, so they lie side by side in a warp.
+    a, b = tl.permute(z, (0, 3, 4, 6, 5, 2, 1)).split()  # part pair gate b r q part
+    z = a + b
+    if PARTS >= 4:
+        z = _sum_halves(tl.reshape(z, (PARTS // 4, 2, 2, 2, BLOCK_B, 16)))
+    if PARTS >= 8:
+        z = _sum_halves(tl.reshape(z, (PARTS // 8, 2, 2, 2, BLOCK_B, 16)))
+    i_f, g_o = tl.permute(tl.reshape(z, (2, 2, BLOCK_B, 16)), (2, 3, 1, 0)).split()
+    i, f = i_f.split()
+    g, o = g_o.split()
+    return i, f, g, o
+
+
+@inline
+def _sum_halves(z):
+    a, b = tl.permute(z, (0, 2, 3, 4, 5, 1)).split()
+    return a + b
+
+
+@inline
+def order_all_gates(di, df, dg, do, OWN: tl.constexpr):
+    """Operand B of a slice's backward product: four tiles as one (4 BLOCK_H, BLOCK_B)."""
+    BLOCK_B: tl.constexpr = di.shape[0]
+    BLOCK_H: tl.constexpr = di.shape[1]
+    x = tl.join(tl.join(di, dg), tl.join(df, do))
+    x = tl.reshape(x, (BLOCK_B, BLOCK_H // (4 * OWN), 4, OWN // 2, 2, 2, 2))  # b rest c v e gate
+    x = tl.permute(x, (1, 3, 5, 6, 2, 4, 0))
+    return fence(tl.reshape(x, (4 * BLOCK_H, BLOCK_B)))
+
+
+@inline
+def rows_in_order(w):
+    """`to_operands`' blocks one below the other: (num_warps, 16 blocks, columns)."""
+    w = tl.permute(w, (0, 3, 1, 2))
+    return tl.reshape(w, (w.shape[0], w.shape[1] * w.shape[2], w.shape[3]))
+
+
+@inline
+def part_offsets(
+    NUM_WARPS: tl.constexpr, BLOCKS: tl.constexpr, BLOCK_B: tl.constexpr, S: tl.constexpr
+):
+    """Where a slice's parts of dh go: (num_warps, rows of a warp, BLOCK_B), 16 rows to each owner.
+
+    In memory (owners, writers, BLOCK_B, 16); some owners have no units, so that none is left out.
+    """
+    # A sum of a number for each dimension, of which a thread's registers differ by constants.
+    warp = tl.arange(0, NUM_WARPS)[:, None, None, None] * BLOCKS
+    owner = (warp + tl.arange(0, BLOCKS)[None, :, None, None]) * (S * 16 * BLOCK_B)
+    row = tl.arange(0, 16)[None, None, :, None]
+    offs = owner + row + tl.arange(0, BLOCK_B)[None, None, None, :] * 16
+    return tl.reshape(offs, (NUM_WARPS, 16 * BLOCKS, BLOCK_B))
+
+
+@inline
+def sum_parts(
+    part_ptr, t, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, S: tl.constexpr, MEET: tl.constexpr
+):
+    """dh of this slice, of the parts of all, in their order: a tile. MEET: wait for those of step
+    t.
+    """
+    SIZE: tl.constexpr = BLOCK_H * BLOCK_B
+    part_ptr += tl.arange(0, BLOCK_B)[:, None] * BLOCK_H + tl.arange(0, BLOCK_H)[None, :]
+    if MEET and SPIN_LIMIT == 0:
+        tags = tl.zeros(part_ptr.shape, tl.int32) + tag(t)
+        return tl.inline_asm_elementwise(
+            _sum(S, 4 * SIZE), "=&f,l,r", [part_ptr.to(tl.int64), tags],
+            dtype=tl.float32, is_pure=True, pack=1,
+        )  # fmt: skip
+    else:
+        if MEET:
+            for writer in tl.static_range(S):
+                _spin(part_ptr + writer * SIZE, t)
+        dh = tl.load(part_ptr, cache_modifier=".cg")
+        for writer in tl.static_range(1, S):
+            dh += tl.load(part_ptr + writer * SIZE, cache_modifier=".cg")
+        return dh

@@ -1,0 +1,183 @@
+"""The exchange of slices (kernels/slices.py) in every order that a few programs can take.
+
+A search through all states of a model. Its threads write and read words as the kernels do; what
+else orders them, a warp or a cache, is left out, so memory is weaker than any card's: a read finds
+any word that was written to its place, but none older than what its thread found there before.
+"""
+
+from dataclasses import dataclass
+from itertools import product
+
+import pytest
+
+from lstm.kernels.slices import tag
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The exchange, or a wrong one.
+
+    tag(t): of the words that step t reads; buffers; barrier: whether the threads of a program write
+    only after all of them have read; joined: whether a tag travels in the word of its number;
+    zeroed: whether the buffers are, before a launch; else they have what one before it left there.
+    """
+
+    tag: object = getattr(tag, "fn", tag)
+    buffers: int = 2
+    barrier: bool = True
+    joined: bool = True
+    zeroed: bool = True
+
+
+EARLIER = 2  # steps of a launch before
+
+
+class Model:
+    """Programs of some threads. In step t, 0 to steps - 1, a thread reads the words of some of the
+    programs, its part, and writes one for step t + 1.
+
+    A state is, for each thread, its step, which of its words it has read, and whether it has
+    written. Step t reads what was written in step t - 1, which for step 0 is what was there before.
+    """
+
+    def __init__(self, programs, threads, steps, protocol):
+        self.steps, self.protocol = steps, protocol
+        self.threads = list(product(range(programs), range(threads)))
+        # The words that a thread reads: all of each program that is its part.
+        self.part = {
+            thread: [writer for writer in self.threads if writer[0] % threads == thread[1]]
+            for thread in self.threads
+        }
+
+    def start(self):
+        return tuple((0, frozenset(), False) for _ in self.threads)
+
+    def written(self, state, writer):
+        """Steps that found their words of this writer written, from the first launch's end on."""
+        t, _, has_written = state[self.threads.index(writer)]
+        return t + has_written
+
+    def place(self, t):
+        return t % self.protocol.buffers
+
+    def before(self, place):
+        """What is in a place at the start: its tag, and the step it is taken for, none of this."""
+        if self.protocol.zeroed:
+            return 0
+        # The last step of an earlier launch that wrote there.
+        return self.protocol.tag(max(t for t in range(1, EARLIER + 1) if self.place(t) == place))
+
+    def found(self, state, reader_step, writer):
+        """All (step, tag) that a read for a step can find in its place, oldest first; the step of
+        what was there at the start is 0, which is right for step 0 alone.
+        """
+        place = self.place(reader_step)
+        # What its thread read there before, or what was there at the start: nothing older.
+        oldest = max(0, reader_step - self.protocol.buffers)
+        steps = [
+            t for t in range(oldest, self.written(state, writer) + 1) if self.place(t) == place
+        ]
+        there = [(t, self.protocol.tag(t) if t else self.before(place)) for t in steps if t]
+        if oldest == 0:
+            there.insert(0, (0, self.before(place)))
+        return there
+
+    def check(self, state):
+        """None, or what is wrong with a state."""
+        for thread, (t, read, _) in zip(self.threads, state, strict=True):
+            for writer in self.part[thread]:
+                # Nothing is read of what was there at the start: the kernels take zeros for it.
+                if t == 0 or t >= self.steps or writer in read:
+                    continue
+                for step, its_tag in self.found(state, t, writer):
+                    if step > t:
+                        return f"step {t} finds the word of step {step} in place of its own"
+                    if step < t and its_tag == self.protocol.tag(t):
+                        return f"step {t} takes the word of step {step} for its own"
+        return None
+
+    def torn(self, state, t, writer):
+        """Whether a number apart from its tag may still be an older one."""
+        return not self.protocol.joined and len(self.found(state, t, writer)) > 1
+
+    def next(self, state):
+        """All states one access further."""
+        for n, (thread, (t, read, written)) in enumerate(zip(self.threads, state, strict=True)):
+            if t >= self.steps:
+                continue
+            part = self.part[thread]
+            for writer in part:
+                if writer not in read and self.written(state, writer) >= t:
+                    if t > 0 and self.torn(state, t, writer):
+                        raise Wrong(f"step {t} takes an older number with its tag")
+                    yield replaced(state, n, (t, read | {writer}, written))
+            if not written and self.may_write(state, thread, t):
+                yield replaced(state, n, (t, read, True))
+            if written and len(read) == len(part):
+                yield replaced(state, n, (t + 1, frozenset(), False))
+
+    def may_write(self, state, thread, t):
+        """Whether a thread has read its words of step t, and the others of its program theirs."""
+        for other, (step, read, _) in zip(self.threads, state, strict=True):
+            same = other == thread or (self.protocol.barrier and other[0] == thread[0])
+            if same and step == t and len(read) < len(self.part[other]):
+                return False
+            if same and step < t:
+                return False
+        return True
+
+
+class Wrong(Exception):
+    """What a search found."""
+
+
+def replaced(state, n, thread):
+    return (*state[:n], thread, *state[n + 1 :])
+
+
+def search(programs, threads, steps, protocol):
+    """Go through all states. Returns: how many. Raises: Wrong."""
+    model = Model(programs, threads, steps, protocol)
+    start = model.start()
+    seen, ahead = {start}, [start]
+    while ahead:
+        state = ahead.pop()
+        wrong = model.check(state)
+        if wrong:
+            raise Wrong(wrong)
+        following = list(model.next(state))
+        if not following and any(t < steps for t, _, _ in state):
+            raise Wrong("nobody can go on")
+        new = set(following) - seen
+        seen |= new
+        ahead += new
+    return len(seen)
+
+
+@pytest.mark.parametrize(("programs", "threads", "steps"), [(2, 1, 8), (2, 2, 6), (3, 1, 6)])
+def test_every_step_reads_its_own_words_in_every_order(programs, threads, steps):
+    assert search(programs, threads, steps, Protocol()) > 100
+
+
+WRONG = {
+    "no_barrier": (dict(barrier=False), "finds the word of step"),
+    "one_buffer": (dict(buffers=1), "finds the word of step|takes the word"),
+    "one_tag": (dict(tag=lambda t: 1), "takes the word of step"),
+    "tag_of_the_zeros": (dict(tag=lambda t: (t + 3) // 2 % 2), "takes the word of step 0"),
+    "tag_beside_the_word": (dict(joined=False), "takes an older number"),
+    "buffers_of_an_earlier_launch": (dict(zeroed=False), "takes the word of step 0"),
+}
+
+
+@pytest.mark.parametrize(("change", "reason"), WRONG.values(), ids=WRONG)
+def test_what_is_wrong_with_other_protocols_is_found(change, reason):
+    with pytest.raises(Wrong, match=reason):
+        search(2, 2, 4, Protocol(**change))
+
+
+def test_tags_differ_from_one_write_of_a_buffer_to_the_next():
+    tags = [Protocol().tag(t) for t in range(100)]
+    assert set(tags) == {0, 1, 2, 3} and tags[0] == 0
+    assert all(tags[t] != tags[t + 2] for t in range(98))
+    # In the first words of a launch it is not that of zeros.
+    assert tags[1] and tags[2]
