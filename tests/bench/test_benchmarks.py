@@ -12,7 +12,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def run_pytest(*arguments, **env):
-    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | env
+    # Neither the interpreter nor what a worker of pytest-xdist would pass on.
+    ours = ("TRITON_INTERPRET", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT")
+    env = {name: value for name, value in os.environ.items() if name not in ours} | env
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
 

@@ -112,8 +112,7 @@ def sliced(guarded, T=3, D=1, packed=None):
     return given, Meeting(exchange, guarded.empty(2, D, 3, S, size, dtype=torch.float32), 0)
 
 
-@pytest.mark.parametrize("T", [1, 2, 3])
-@pytest.mark.parametrize("D", [1, 2])
+@pytest.mark.parametrize(("T", "D"), [(1, 1), (2, 2), (3, 1)])
 def test_sliced_reads_and_writes_stay_within_the_tensors(T, D, device, monkeypatch):
     guarded = Guarded(device, torch.float16, monkeypatch)
     given, meeting = sliced(guarded, T, D)

@@ -11,7 +11,7 @@ from torch import nn
 from lstm import LSTM
 from lstm.plan import capability, interpreted, plan
 from tests.accuracy import CEILING
-from tests.lstm.pairs import assert_equal, assert_same, error, flat, make_input, pair, run
+from tests.lstm.pairs import assert_equal, assert_same, error, make_input, pair, run
 
 # Construction
 
