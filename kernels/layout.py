@@ -19,6 +19,10 @@ loaded in an order that makes these the rows the thread needs next: the four gat
 (forward), its own units (backward). The order of K is free as long as W and x agree, and is chosen
 so that a thread reads VEC neighbouring weights at once.
 
+Of several slices (slices.py), whose products leave sums of several warps, a tile is a (BLOCK_B,
+BLOCK_H) tensor as memory has it, at most two numbers a thread, and the functions below that take
+SLICED change nothing but the dtype.
+
 Wherever two of these orders differ in the eyes of Triton's compiler it converts through shared
 memory, at two barriers each. Four habits keep it from that; tests/kernels/test_static.py notices
 when one stops working.

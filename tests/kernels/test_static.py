@@ -151,6 +151,18 @@ def test_every_kind_of_slice_is_compiled():
     )
 
 
+def test_with_a_spin_limit_a_slice_says_what_it_waited_for():
+    source = (
+        "from bench.static_report import *\n"
+        "for kernel in SLICED_KERNELS[:2]:\n"
+        "    at = Configuration(kernel, 256, 'bfloat16', 90)\n"
+        "    assert 'vprintf' in compile_configuration(at).asm['ptx']\n"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    env |= {"FUSED_LSTM_SPIN_LIMIT": "1000", "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", source], cwd=ROOT, env=env, check=True)
+
+
 @pytest.mark.parametrize("kernel", SLICED_KERNELS)
 @pytest.mark.parametrize("name", ["spills", "hgmma", "utchmma", "membar", "ldsm", "ldg"])
 def test_one_more_than_a_slice_needs_is_a_defect(kernel, name):
