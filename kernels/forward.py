@@ -311,14 +311,9 @@ def lstm_forward_kernel(
             begin_1, count_1 = step_rows(offsets_ptr, t + 2, T, reverse)
         if SLICED:
             h_all = load_h(
-                exchange_ptr + t % 2 * exchanged,
-                t,
-                BLOCK_K,
-                PARTS,
-                BLOCK_B,
-                DOT,
+                exchange_ptr + t % 2 * exchanged, t, S, BLOCK_K, PARTS, BLOCK_B, DOT,
                 states_ptr is None,
-            )
+            )  # fmt: skip
             d_i, d_f, d_g, d_o = slice_product(w, h_all)
         elif EXACT:
             d_i, d_f, d_g, d_o = exact_product(w_0, w_1, w_2, w_3, r_0, r_1, r_2, r_3, h, VEC)

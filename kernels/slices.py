@@ -147,18 +147,25 @@ def h_offsets(unit, sequence, BLOCK_B: tl.constexpr):
 
 @inline
 def load_h(
-    h_ptr, t, BLOCK_K: tl.constexpr, PARTS: tl.constexpr, BLOCK_B: tl.constexpr,
+    h_ptr, t, S: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr, BLOCK_B: tl.constexpr,
     DOT: tl.constexpr, MEET: tl.constexpr,
 ):  # fmt: skip
     """h of a tile as operand B: (num_warps, columns, BLOCK_B), of each warp its columns' units.
 
-    MEET: wait for those of step t.
+    S: slices; MEET: wait for those of step t.
     """
     J: tl.constexpr = BLOCK_B // 8
     i = tl.arange(0, BLOCK_K * BLOCK_B // 4)
     slow = i // (32 * PARTS)  # rest, j, v
     group = slow // (2 * J) * PARTS + i // 32 % PARTS
-    pointers = h_ptr + (group * (2 * J) + slow % (2 * J)) * 128 + i % 32 * 4
+    c = i % 4
+    if 16 * S < BLOCK_K:
+        # Units that no slice has are multiplied by zeros, but nobody writes their words: the first
+        # slice's instead.
+        missing = group * 2 + c // 2 >= S
+        group = tl.where(missing, 0, group)
+        c = tl.where(missing, c % 2, c)
+    pointers = h_ptr + (group * (2 * J) + slow % (2 * J)) * 128 + (i // 4 % 8 * 4 + c) * 4
     h_0, h_1, h_2, h_3 = _four_words(pointers, t, min(8, 2 * J * BLOCK_K // (32 * PARTS)), MEET)
     h = tl.join(tl.join(h_0, h_2), tl.join(h_1, h_3))
     h = tl.reshape(h, (BLOCK_K // (32 * PARTS), J, 2, PARTS, 8, 4, 2, 2))  # rest j v w r c e e
@@ -169,7 +176,7 @@ def load_h(
 @inline
 def _four_words(pointers, t, COUNT: tl.constexpr, MEET: tl.constexpr):
     """Four neighbouring float32 numbers from each pointer. COUNT: pointers of a thread at once."""
-    if MEET and SPIN_LIMIT == 0:
+    if MEET and SPIN_LIMIT == 0 and not INTERPRETED:
         words = pointers.to(tl.int64)
         tags = tl.zeros(pointers.shape, tl.int32) + tag(t)
         # Pure, or Triton reads once more, in another layout, for nothing. The tag is another one in
@@ -201,7 +208,7 @@ def _four_words(pointers, t, COUNT: tl.constexpr, MEET: tl.constexpr):
 @inline
 def _spin(pointers, t):
     """Read until the words are those of step t, SPIN_LIMIT times at most, then say that they are
-    not.
+    not. The interpreter runs nobody else meanwhile, unless a test does (tests/kernels/meeting.py).
     """
     spins = 0
     stale = tl.max(_stale(tl.load(pointers, volatile=True), t).ravel(), axis=0)
@@ -282,7 +289,7 @@ def sum_parts(
     """
     SIZE: tl.constexpr = BLOCK_H * BLOCK_B
     part_ptr += tl.arange(0, BLOCK_B)[:, None] * BLOCK_H + tl.arange(0, BLOCK_H)[None, :]
-    if MEET and SPIN_LIMIT == 0:
+    if MEET and SPIN_LIMIT == 0 and not INTERPRETED:
         tags = tl.zeros(part_ptr.shape, tl.int32) + tag(t)
         return tl.inline_asm_elementwise(
             _sum(S, 4 * SIZE), "=&f,l,r", [part_ptr.to(tl.int64), tags],
