@@ -36,7 +36,7 @@ from .layout import (
 )
 from .operand import REST, gates_to_range, load_exact_weights, load_weights, split
 from .slices import (
-    launches,
+    launch,
     order_all_gates,
     part_offsets,
     rows_in_order,
@@ -323,20 +323,8 @@ def lstm_backward(
     meeting: of slices, else None.
     """
     D, T, H = gates.shape[0], gates.shape[-3], grad_gates.shape[-1]
-    tiles = triton.cdiv(B, tile["BLOCK_B"])
     arguments = (
         gates, cells, weight_hh_t, grad_output, grad_h_n, grad_c_n, offsets,
         grad_gates, grad_h_0, grad_c_0,
     )  # fmt: skip
-    if meeting is None:
-        lstm_backward_kernel[(tiles, D)](
-            *arguments, None, None, T, B, None, None, None, None, H, D, **tile
-        )
-        return
-    S = triton.cdiv(H, tile["BLOCK_H"])
-    exchange, states, _ = meeting
-    for grid, steps_and_tiles in launches(T, tiles, D, S, meeting):
-        lstm_backward_kernel[grid](
-            *arguments, exchange, states, T, B, *steps_and_tiles, H, D, **tile,
-            launch_cooperative_grid=states is None,
-        )  # fmt: skip
+    launch(lstm_backward_kernel, arguments, T, B, H, D, tile, meeting)

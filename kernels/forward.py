@@ -34,7 +34,7 @@ from .layout import (
     zeros_tile,
 )
 from .operand import REST, load_exact_weights, load_weights, split, to_range
-from .slices import h_offsets, launches, load_h, rows_in_order, slice_product, write_words
+from .slices import h_offsets, launch, load_h, rows_in_order, slice_product, write_words
 
 
 @inline
@@ -347,17 +347,5 @@ def lstm_forward(
     """
     D, B, H = h_n.shape
     T = output.shape[0] if offsets is None else offsets.shape[0] - 1
-    tiles = triton.cdiv(B, tile["BLOCK_B"])
-    arguments = (gates_ih, weight_hh, h_0, c_0, offsets, output, h_n, c_n, gates, cells)
-    if meeting is None:
-        lstm_forward_kernel[(tiles, D)](
-            *arguments, None, None, T, B, None, None, None, None, H, D, **tile
-        )
-        return
-    S = triton.cdiv(H, tile["BLOCK_H"])
-    exchange, states, _ = meeting
-    for grid, steps_and_tiles in launches(T, tiles, D, S, meeting):
-        lstm_forward_kernel[grid](
-            *arguments, exchange, states, T, B, *steps_and_tiles, H, D, **tile,
-            launch_cooperative_grid=states is None,
-        )  # fmt: skip
+    arguments = gates_ih, weight_hh, h_0, c_0, offsets, output, h_n, c_n, gates, cells
+    launch(lstm_forward_kernel, arguments, T, B, H, D, tile, meeting)

@@ -60,14 +60,24 @@ class Meeting(NamedTuple):
     at_once: int
 
 
-def launches(T, tiles, D, S, meeting):
-    """The grid of each launch, and its arguments begin, end, first_tile, tiles."""
-    if meeting.at_once == 0:
-        for t in range(T):
-            yield (tiles, D, S), (t, t + 1, 0, tiles)
+def launch(kernel, arguments, T, B, H, D, tile, meeting):
+    """Launch forward or backward: all of it at once, or slices as they meet."""
+    tiles = triton.cdiv(B, tile["BLOCK_B"])
+    if meeting is None:
+        kernel[(tiles, D)](*arguments, None, None, T, B, None, None, None, None, H, D, **tile)
+        return
+    S = triton.cdiv(H, tile["BLOCK_H"])
+    exchange, states, at_once = meeting
+    if at_once == 0:
+        parts = [((tiles, D, S), t, t + 1, 0) for t in range(T)]
     else:
-        for first in range(0, tiles, meeting.at_once):
-            yield (min(meeting.at_once, tiles - first), D, S), (0, T, first, tiles)
+        first_tiles = range(0, tiles, at_once)
+        parts = [((min(at_once, tiles - n), D, S), 0, T, n) for n in first_tiles]
+    for grid, begin, end, first_tile in parts:
+        kernel[grid](
+            *arguments, exchange, states, T, B, begin, end, first_tile, tiles, H, D, **tile,
+            launch_cooperative_grid=at_once > 0,
+        )  # fmt: skip
 
 
 @inline
