@@ -111,19 +111,28 @@ def _stale(word, t):
 
 
 @triton.constexpr_function
+def _stale_ptx(words, expected):
+    """PTX that has predicate p say whether a tag among words is not that of `expected`: four chains
+    side by side, since one would take 4 cycles a word.
+    """
+    lines = [f"mov.b32 x{n}, 0;" for n in range(4)]
+    # The table of x or (word xor expected)
+    lines += [f"lop3.b32 x{n % 4}, {w}, {expected}, x{n % 4}, 0xBE;" for n, w in enumerate(words)]
+    lines.append("or.b32 x0, x0, x1; or.b32 x2, x2, x3; or.b32 x0, x0, x2;")
+    return " ".join(lines) + " and.b32 x0, x0, 3; setp.ne.b32 p, x0, 0;"
+
+
+@triton.constexpr_function
 def _read_four(count):
     """PTX that reads 16 bytes from each of `count` pointers, again and again until all tags are
     right. All reads are on their way together.
     """
-    words = [[q * count + j for q in range(4)] for j in range(count)]
-    lines = ["{ .reg .pred p; .reg .b32 x; again_${:uid}: mov.b32 x, 0;"]
-    for j, word in enumerate(words):
-        four = ", ".join(f"${w}" for w in word)
+    lines = ["{ .reg .pred p; .reg .b32 x<4>; again_${:uid}:"]
+    for j in range(count):
+        four = ", ".join(f"${q * count + j}" for q in range(4))
         lines.append(f"ld.relaxed.gpu.global.v4.b32 {{{four}}}, [${4 * count + j}];")
-    # The table of x or (word xor tag)
-    lines += [f"lop3.b32 x, ${w}, ${5 * count}, x, 0xBE;" for word in words for w in word]
-    lines.append("and.b32 x, x, 3; setp.ne.b32 p, x, 0; @p bra again_${:uid}; }")
-    return " ".join(lines)
+    lines.append(_stale_ptx([f"${n}" for n in range(4 * count)], f"${5 * count}"))
+    return " ".join(lines) + " @p bra again_${:uid}; }"
 
 
 @triton.constexpr_function
@@ -134,15 +143,18 @@ def _read_four_constraints(count):
 @triton.constexpr_function
 def _sum(count, stride):
     """PTX that reads `count` numbers, `stride` bytes apart, again and again until all tags are
-    right, and adds them in order.
+    right, and adds them as `sum_parts` says.
     """
-    lines = [f"{{ .reg .pred p; .reg .b32 x, w<{count}>; .reg .f32 f;"]
-    lines.append("again_${:uid}: mov.b32 x, 0;")
-    lines += [f"ld.relaxed.gpu.global.b32 w{n}, [$1 + {n * stride}];" for n in range(count)]
-    lines += [f"lop3.b32 x, w{n}, $2, x, 0xBE;" for n in range(count)]
-    lines.append("and.b32 x, x, 3; setp.ne.b32 p, x, 0; @p bra again_${:uid}; mov.b32 $0, w0;")
-    lines += [f"mov.b32 f, w{n}; add.f32 $0, $0, f;" for n in range(1, count)]
-    return " ".join(lines) + " }"
+    words = [f"w{n}" for n in range(count)]
+    lines = [f"{{ .reg .pred p; .reg .b32 x<4>, w<{count}>; .reg .f32 f<5>; again_${{:uid}}:"]
+    lines += [f"ld.relaxed.gpu.global.b32 {w}, [$1 + {n * stride}];" for n, w in enumerate(words)]
+    lines.append(_stale_ptx(words, "$2") + " @p bra again_${:uid};")
+    for n, w in enumerate(words):
+        if n < 4:
+            lines.append(f"mov.b32 f{n}, {w};")
+        else:
+            lines.append(f"mov.b32 f4, {w}; add.f32 f{n % 4}, f{n % 4}, f4;")
+    return " ".join(lines) + " add.f32 f0, f0, f1; add.f32 f2, f2, f3; add.f32 $0, f0, f2; }"
 
 
 @inline
@@ -294,8 +306,8 @@ def part_offsets(
 def sum_parts(
     part_ptr, t, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, S: tl.constexpr, MEET: tl.constexpr
 ):
-    """dh of this slice, of the parts of all, in their order: a tile. MEET: wait for those of step
-    t.
+    """dh of this slice, of the parts of all: a tile. Every fourth of them in their order, then the
+    four sums, (0 + 1) + (2 + 3). MEET: wait for those of step t.
     """
     SIZE: tl.constexpr = BLOCK_H * BLOCK_B
     part_ptr += tl.arange(0, BLOCK_B)[:, None] * BLOCK_H + tl.arange(0, BLOCK_H)[None, :]
@@ -309,7 +321,14 @@ def sum_parts(
         if MEET:
             for writer in tl.static_range(S):
                 _spin(part_ptr + writer * SIZE, t)
-        dh = tl.load(part_ptr, cache_modifier=".cg")
-        for writer in tl.static_range(1, S):
-            dh += tl.load(part_ptr + writer * SIZE, cache_modifier=".cg")
-        return dh
+        a = _every_fourth(part_ptr, SIZE, S, 0) + _every_fourth(part_ptr, SIZE, S, 1)
+        return a + (_every_fourth(part_ptr, SIZE, S, 2) + _every_fourth(part_ptr, SIZE, S, 3))
+
+
+@inline
+def _every_fourth(part_ptr, SIZE: tl.constexpr, S: tl.constexpr, first: tl.constexpr):
+    """The sum of parts first, first + 4, ..."""
+    dh = tl.load(part_ptr + first * SIZE, cache_modifier=".cg")
+    for writer in tl.static_range(first + 4, S, 4):
+        dh += tl.load(part_ptr + writer * SIZE, cache_modifier=".cg")
+    return dh

@@ -1,15 +1,19 @@
-"""The exchange of slices (kernels/slices.py) in every order that a few programs can take.
+"""The exchange of slices (kernels/slices.py) in every order that a few programs can take, and the
+PTX of its reads, which the interpreter never runs.
 
 A search through all states of a model. Its threads write and read words as the kernels do; what
 else orders them, a warp or a cache, is left out, so memory is weaker than any card's: a read finds
 any word that was written to its place, but none older than what its thread found there before.
 """
 
+import re
 from dataclasses import dataclass
 from itertools import product
 
+import numpy as np
 import pytest
 
+from lstm.kernels import slices
 from lstm.kernels.slices import tag
 
 
@@ -181,3 +185,101 @@ def test_tags_differ_from_one_write_of_a_buffer_to_the_next():
     assert all(tags[t] != tags[t + 2] for t in range(98))
     # In the first words of a launch it is not that of zeros.
     assert tags[1] and tags[2]
+
+
+class PTX:
+    """Runs the few instructions of the reads, on 32-bit words. memory: words by address."""
+
+    def __init__(self, text, registers, memory):
+        self.registers, self.memory, self.reads, self.turns = dict(registers), memory, [], 0
+        body = text.split("again_${:uid}:")[1].rstrip(" }")
+        again = True
+        while again:
+            again = False
+            self.turns += 1
+            for line in filter(None, map(str.strip, body.split(";"))):
+                if line.startswith("@p bra"):
+                    if self.registers["p"]:
+                        self.memory = next(self.later)
+                        again = True
+                        break
+                    continue
+                name, _, operands = line.partition(" ")
+                into, *given = self.split(operands)
+                self.step(name, into, given)
+
+    later = iter(())
+
+    @staticmethod
+    def split(operands):
+        return re.findall(r"\{.*?\}|\[.*?\]|[^,\s]+", operands)
+
+    def value(self, operand):
+        return self.registers[operand] if operand in self.registers else np.uint32(int(operand, 0))
+
+    def step(self, name, into, given):
+        if name.startswith("ld.relaxed.gpu.global"):
+            register, _, offset = given[0].strip("[]").partition(" + ")
+            address = self.registers[register] + int(offset or 0)
+            names = re.findall(r"[^,\s{}]+", into)
+            assert len(names) == (4 if ".v4" in name else 1)
+            for n, register in enumerate(names):
+                self.registers[register] = self.memory[address + 4 * n]
+            return
+        values = [self.value(operand) for operand in given]
+        if name == "mov.b32":
+            self.registers[into] = values[0]
+        elif name == "lop3.b32":
+            assert values[3] == 0xBE
+            self.registers[into] = (values[0] ^ values[1]) | values[2]
+        elif name in ("or.b32", "and.b32"):
+            either = name == "or.b32"
+            self.registers[into] = values[0] | values[1] if either else values[0] & values[1]
+        elif name == "setp.ne.b32":
+            self.registers[into] = values[0] != values[1]
+        elif name == "add.f32":
+            a, b = (value.view(np.float32) for value in values)
+            self.registers[into] = np.float32(a + b).view(np.uint32)
+        else:
+            raise AssertionError(f"unknown: {name}")
+
+
+def tagged(numbers, tag):
+    return (np.asarray(numbers, np.float32).view(np.uint32) & ~np.uint32(3)) | np.uint32(tag)
+
+
+def text(function, *args):
+    """What a constexpr_function makes of numbers."""
+    made = function(*args)
+    return getattr(made, "value", made)
+
+
+@pytest.mark.parametrize("count", [9, 16, 64])
+def test_the_ptx_of_a_sum_waits_for_every_tag_and_adds_in_order(count):
+    numbers = np.random.default_rng(0).standard_normal(count)
+    words, ptx = tagged(numbers, 2), text(slices._sum, count, 512)
+    stale = [dict(zip(range(64, 64 + 512 * count, 512), tagged(numbers, 2), strict=True))]
+    for n in range(count):
+        stale.append(stale[0] | {64 + 512 * n: tagged([7.0], n % 2)[0]})
+    run = type("Run", (PTX,), {"later": iter([*stale[2:], stale[0]])})
+    done = run(ptx, {"$1": 64, "$2": np.uint32(2)}, stale[1])
+    assert done.turns == count + 1
+    parts = [np.float32(0)] * 4
+    for n, x in enumerate(words.view(np.float32)):
+        parts[n % 4] = x if n < 4 else np.float32(parts[n % 4] + x)
+    expected = np.float32(parts[0] + parts[1]) + np.float32(parts[2] + parts[3])
+    assert done.registers["$0"].view(np.float32) == np.float32(expected)
+
+
+@pytest.mark.parametrize("count", [4, 8])
+def test_the_ptx_of_four_words_waits_for_every_tag_and_puts_each_in_its_place(count):
+    good = {
+        128 * j + 4 * q: np.uint32(1000 * j + 100 * q + 3) for j in range(count) for q in range(4)
+    }
+    stale = [good | {address: np.uint32(1)} for address in good]
+    pointers = {f"${4 * count + j}": 128 * j for j in range(count)}
+    run = type("Run", (PTX,), {"later": iter([*stale[1:], good])})
+    done = run(text(slices._read_four, count), pointers | {f"${5 * count}": np.uint32(3)}, stale[0])
+    assert done.turns == 4 * count + 1
+    for j, q in product(range(count), range(4)):
+        assert done.registers[f"${q * count + j}"] == 1000 * j + 100 * q + 3
