@@ -58,7 +58,7 @@ KERNELS = {
     "step, backward": (lstm_step_backward_kernel, 1, ()),
 }
 # What a launch of one slice has none of, and several slices that meet have all of but states.
-SLICE_ARGUMENTS = (*("exchange_ptr", "states_ptr", "begin", "end", "first_tile", "tiles"),)
+SLICE_ARGUMENTS = ("exchange_ptr", "states_ptr", "begin", "end", "first_tile", "tiles")
 SLICED_KERNELS = tuple(name for name in KERNELS if "sliced" in name)
 # Tiles of sixteen sequences
 WIDE_KERNELS = tuple(name for name in KERNELS if name.endswith("wide"))

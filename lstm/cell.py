@@ -5,6 +5,8 @@ from torch import nn
 
 from . import plan as plans
 from . import reference
+from .checks import alike, two_tensors
+from .layer import contiguous, grad_biases
 from .precision import compute_dtype, matmul_fp32_precision
 
 
@@ -76,14 +78,11 @@ class LSTMCell(nn.LSTMCell):
             return False
         tensors = [input, *(x for x, _ in weights)]
         if hx is not None:
-            if not (isinstance(hx, (tuple, list)) and len(hx) == 2):
-                return False
             shape = (*input.shape[:-1], self.hidden_size)
-            if not all(isinstance(x, torch.Tensor) and x.shape == shape for x in hx):
+            if not two_tensors(hx) or any(x.shape != shape for x in hx):
                 return False
             tensors += hx
-        device, dtype = input.device, compute_dtype(input)
-        return all(x.device == device and compute_dtype(x) == dtype for x in tensors)
+        return alike(tensors)
 
     def _weights(self):
         return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
@@ -133,7 +132,7 @@ def _forward(tile, input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, save
     B, H = len(input), weight_hh.shape[1]
     h_1, c_1 = input.new_empty(B, H), input.new_empty(B, H)
     gates = input.new_empty(B, 4, H) if save else None
-    weights = [x if x is None else x.contiguous() for x in (weight_ih, weight_hh, bias_ih, bias_hh)]
+    weights = map(contiguous, (weight_ih, weight_hh, bias_ih, bias_hh))
     with torch.cuda.device_of(input):
         lstm_step(_rows(input), *weights, _rows(h_0), _rows(c_0), h_1, c_1, gates, tile)
     return h_1, c_1, gates
@@ -151,8 +150,10 @@ def _backward(
     grad_gates = torch.empty_like(gates)
     if needed["c_0"]:
         grads["c_0"] = torch.empty_like(c_1)
-    grad_h_1, grad_c_1 = (x if x is None else x.contiguous() for x in (grad_h_1, grad_c_1))
-    lstm_step_backward(gates, _rows(c_0), c_1, grad_h_1, grad_c_1, grad_gates, grads["c_0"], tile)
+    lstm_step_backward(
+        gates, _rows(c_0), c_1, contiguous(grad_h_1), contiguous(grad_c_1),
+        grad_gates, grads["c_0"], tile,
+    )  # fmt: skip
     grad_gates = grad_gates.view(len(input), -1)
     if needed["input"]:
         grads["input"] = grad_gates @ weight_ih
@@ -162,11 +163,8 @@ def _backward(
         grads["weight_ih"] = grad_gates.t() @ input
     if needed["weight_hh"]:
         grads["weight_hh"] = torch.zeros_like(weight_hh) if h_0 is None else grad_gates.t() @ h_0
-    if needed["bias_ih"] or needed["bias_hh"]:
-        # The same for both, but not the same tensor, which callers may write to.
-        grad = grad_gates.sum(0)
-        grads["bias_ih"] = grad if needed["bias_ih"] else None
-        grads["bias_hh"] = grad.clone() if needed["bias_hh"] else None
+    biases = "bias_ih", "bias_hh"
+    grads |= zip(biases, grad_biases(grad_gates, [needed[name] for name in biases]), strict=True)
     return grads.values()
 
 

@@ -99,7 +99,7 @@ def _forward(input, h_0, c_0, layers, masks, tile, D, packing, at_once, save):
     T, B = (packing.T, packing.B) if packing else rows
     # Not two views of one tensor: nobody could change them in place.
     h_n, c_n = input.new_empty(count, B, P), input.new_empty(count, B, H)
-    h_0, c_0 = _contiguous(h_0), _contiguous(c_0)
+    h_0, c_0 = contiguous(h_0), contiguous(c_0)
     grid, size = _grid(H, B, tile), tile["BLOCK_H"] * tile["BLOCK_B"]
     sliced = len(grid) > 1
     saved = []
@@ -156,7 +156,7 @@ def _backward(
     B = packing.B if packing else rows[1]
     grid = _grid(H, B, tile)
     sliced = len(grid) > 1
-    grad_h_n, grad_c_n, h_0 = _contiguous(grad_h_n), _contiguous(grad_c_n), _contiguous(h_0)
+    grad_h_n, grad_c_n, h_0 = contiguous(grad_h_n), contiguous(grad_c_n), contiguous(h_0)
     grad_h_0 = input.new_empty(count, B, P) if needs_h_0 else None
     grad_c_0 = input.new_empty(count, B, H) if needs_c_0 else None
     grad_weights = [[None] * len(weights) for weights in layers]
@@ -170,7 +170,7 @@ def _backward(
         grad_hidden, to_h_0 = grad_output, None if sliced else grad_first
         if projected:
             # The kernel's h is what W_hr projects, and it had no h_0.
-            grad_output = _contiguous(grad_output)
+            grad_output = contiguous(grad_output)
             if grad_output is None:
                 grad_output = input.new_zeros(*rows, D * P)
             elif grad_last is not None:
@@ -221,9 +221,9 @@ def _grad_weights(
     """Gradients of one direction's weights, for those needed. All have a row for each step of each
     sequence: grad_gates (rows, 4H), x (rows, I), hidden (rows, H), grad_output (rows, P) or None.
     """
-    _, weight_hh, bias_ih, _, weight_hr = weights
+    _, weight_hh, *_, weight_hr = weights
     needs_ih, needs_hh, *needs_bias = needs
-    grad_hh = grad_hr = grad_bias_ih = grad_bias_hh = None
+    grad_hh = grad_hr = None
     needs_hr = needs_bias.pop() if weight_hr is not None else False
     if needs_hh or needs_hr:
         initial = None if weight_hr is not None else h_0
@@ -236,13 +236,20 @@ def _grad_weights(
             grad_hh = grad_hh @ weight_hr.t()
             if h_0 is not None:
                 grad_hh.addmm_(_at_end(grad_gates, reverse, B, packing).t(), h_0)
-    if any(needs_bias):
-        # The same for both, but not the same tensor, which callers may write to.
-        grad_bias_ih = grad_gates.sum(0)
-        grad_bias_hh = grad_bias_ih.clone() if needs_bias[1] else None
     grads = [grad_gates.t() @ x if needs_ih else None, grad_hh if needs_hh else None]
-    grads += [] if bias_ih is None else [grad_bias_ih if needs_bias[0] else None, grad_bias_hh]
+    grads += grad_biases(grad_gates, needs_bias)
     return grads if weight_hr is None else [*grads, grad_hr]
+
+
+def grad_biases(grad_gates, needs):
+    """Gradients of bias_ih and bias_hh, for those needed; [] if there are none. grad_gates: (rows,
+    4H).
+    """
+    if not any(needs):
+        return [None for _ in needs]
+    # The same for both, but not the same tensor, which callers may write to.
+    grad = grad_gates.sum(0)
+    return [grad if needs[0] else None, grad.clone() if needs[1] else None]
 
 
 def _grad_recurrent(grad_gates, h, h_0, B, reverse, packing):
@@ -323,13 +330,13 @@ def _stack(matrices):
     return matrices[0].contiguous() if len(matrices) == 1 else torch.stack(matrices)
 
 
-def _contiguous(x):
+def contiguous(x):
     return x if x is None else x.contiguous()
 
 
 def _aligned(x):
     """Contiguous, and where the loop's vector loads can read it: elsewhere it compiles without."""
-    x = _contiguous(x)
+    x = contiguous(x)
     return x if x is None or x.data_ptr() % 16 == 0 else x.clone()
 
 

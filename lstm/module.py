@@ -9,6 +9,7 @@ from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence
 
 from . import plan as plans
+from .checks import alike, two_tensors
 from .layer import by_layer, lstm
 from .packing import Packing
 from .precision import compute_dtype, fp32_precision
@@ -138,16 +139,13 @@ class LSTM(RNNBase):
             return False
         tensors = [input, *weights]
         if hx is not None:
-            if not (isinstance(hx, (tuple, list)) and len(hx) == 2):
-                return False
-            if not all(isinstance(x, torch.Tensor) for x in hx):
+            if not two_tensors(hx):
                 return False
             states, size = (self.num_layers * D, *batch), self.proj_size or self.hidden_size
             if hx[0].shape != (*states, size) or hx[1].shape != (*states, self.hidden_size):
                 return False
             tensors += hx
-        device, dtype = input.device, compute_dtype(input)
-        return all(x.device == device and compute_dtype(x) == dtype for x in tensors)
+        return alike(tensors)
 
     def _weights(self):
         """The weights in nn.LSTM's order: parameters, or what a parametrization put there."""
