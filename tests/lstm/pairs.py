@@ -50,3 +50,15 @@ def error(call):
     with pytest.raises((TypeError, ValueError, RuntimeError, AttributeError, IndexError)) as caught:
         call()
     return caught.type, str(caught.value)
+
+
+def make_hx(size, options, device):
+    """h_0 and c_0, c_0 of this size; None of None."""
+    if size is None:
+        return None
+    h_size = options.get("proj_size") or size[-1]
+    return make_input(*size[:-1], h_size, device=device), make_input(*size, device=device)
+
+
+# With projections oneDNN has no LSTM, of which nn.LSTM warns once in a process.
+no_onednn = pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")

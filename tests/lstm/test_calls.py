@@ -6,11 +6,19 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
-from torch.nn.utils.rnn import pack_sequence
 
 from lstm import LSTM
 from tests.accuracy import CEILING
-from tests.lstm.pairs import assert_equal, assert_same, flat, make_input, pair, run
+from tests.lstm.pairs import (
+    assert_equal,
+    assert_same,
+    flat,
+    make_hx,
+    make_input,
+    no_onednn,
+    pair,
+    run,
+)
 
 CALLS = {
     "one_layer": ((4, 3, 5), {}, None),
@@ -40,18 +48,6 @@ CALLS = {
 }
 
 
-def make_hx(size, options, device):
-    """h_0 and c_0, c_0 of this size; None of None."""
-    if size is None:
-        return None
-    h_size = options.get("proj_size") or size[-1]
-    return make_input(*size[:-1], h_size, device=device), make_input(*size, device=device)
-
-
-# With projections oneDNN has no LSTM, of which nn.LSTM warns once in a process.
-no_onednn = pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
-
-
 @no_onednn
 @pytest.mark.parametrize(("size", "options", "hx_size"), CALLS.values(), ids=CALLS)
 def test_one_launch_a_layer_and_pass_equals_nn_lstm(size, options, hx_size, device, launches):
@@ -62,85 +58,6 @@ def test_one_launch_a_layer_and_pass_equals_nn_lstm(size, options, hx_size, devi
     assert_same(run(ours, x, hx), run(theirs, x, hx))
     layers = options.get("num_layers", 1)
     assert launches == {"forward": layers, "backward": layers}
-
-
-PACKED = {
-    "sorted": ([4, 2, 2], dict(num_layers=2), None),
-    "unsorted": ([2, 4, 1, 3], dict(), None),
-    "unsorted_hx": ([2, 4, 1, 3], dict(num_layers=2), (2, 4, 20)),
-    "both_directions": ([2, 4, 1, 3], dict(bidirectional=True, num_layers=2), (4, 4, 20)),
-    "batch_first": ([2, 4, 1], dict(batch_first=True), (1, 3, 20)),
-    "one_sequence": ([5], dict(), None),
-    "projected": ([2, 4, 1, 3], dict(proj_size=7, num_layers=2, bidirectional=True), (4, 4, 20)),
-    "single_steps": ([1, 1], dict(bidirectional=True), None),
-}
-
-
-@no_onednn
-@pytest.mark.parametrize(("lengths", "options", "hx_size"), PACKED.values(), ids=PACKED)
-def test_packed_sequences_equal_nn_lstm(lengths, options, hx_size, device, launches):
-    ours, theirs = pair(5, 20, device=device, **options)
-    sequences = [make_input(length, 5, device=device) for length in lengths]
-    x = pack_sequence(sequences, enforce_sorted=False)
-    hx = make_hx(hx_size, options, device)
-    assert ours.explain(x, hx).path == "fused"
-
-    def results(module):
-        data = x.data.clone().requires_grad_()
-        states = hx and tuple(state.clone().requires_grad_() for state in hx)
-        output, (h_n, c_n) = module(x._replace(data=data), states)
-        assert torch.equal(output.batch_sizes, x.batch_sizes)
-        assert output.sorted_indices is x.sorted_indices
-        assert output.unsorted_indices is x.unsorted_indices
-        leaves = [data, *(states or ()), *module.parameters()]
-        # A weight of its own for each sequence, or an exchange of two would not show.
-        loss = output.data.square().sum()
-        for state in (h_n, c_n):
-            weights = torch.arange(1.0, 1 + state.numel(), device=device).view(state.shape)
-            loss = loss + (state * weights).sum() / state.numel()
-        return [output.data, h_n, c_n, *torch.autograd.grad(loss, leaves)]
-
-    assert_same(results(ours), results(theirs))
-    layers = options.get("num_layers", 1)
-    assert launches == {"forward": layers, "backward": layers}
-
-
-def test_packed_states_follow_their_sequences(device):
-    """Each sequence alone gives its part of the batch."""
-    ours, _ = pair(5, 20, device=device, bidirectional=True)
-    sequences = [make_input(length, 5, device=device) for length in (2, 4, 1)]
-    _, (h_n, c_n) = ours(pack_sequence(sequences, enforce_sorted=False))
-    for number, sequence in enumerate(sequences):
-        _, (h, c) = ours(sequence)
-        assert_same([h_n[:, number], c_n[:, number]], [h, c])
-
-
-def test_dropout_between_packed_layers_draws_as_nn_lstm_does_on_a_cpu(device):
-    if device.type == "cuda":
-        pytest.skip("cuDNN draws its own numbers")
-    ours, theirs = pair(5, 20, 2, dropout=0.5)
-    x = pack_sequence([make_input(4, 5), make_input(2, 5)])
-    torch.manual_seed(3)
-    output, _ = ours(x)
-    torch.manual_seed(3)
-    expected, _ = theirs(x)
-    assert_same([output.data], [expected.data])
-
-
-def test_gradient_penalty_of_packed_sequences(device):
-    ours, theirs = pair(5, 20, 2, device=device, bidirectional=True)
-    x = pack_sequence([make_input(4, 5, device=device), make_input(2, 5, device=device)])
-
-    def penalty(module):
-        data = x.data.double().requires_grad_() if module is theirs else x.data.requires_grad_()
-        output, _ = module(x._replace(data=data))
-        (grad,) = torch.autograd.grad(output.data.square().sum(), data, create_graph=True)
-        return torch.autograd.grad(grad.square().sum(), list(module.parameters()))
-
-    theirs.double()
-    with torch.backends.cudnn.flags(enabled=False):
-        expected = penalty(theirs)
-    assert_same(penalty(ours), [grad.float() for grad in expected])
 
 
 def test_gradients_of_hx(device):

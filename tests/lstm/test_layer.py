@@ -1,7 +1,5 @@
 """Outputs and every gradient of the kernels, against the truth of tests/accuracy.py."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import nn
@@ -10,8 +8,13 @@ from lstm import layer
 from lstm.reference import relative_error
 from tests.accuracy import (
     CEILING,
+    LENGTHS,
     assert_accurate,
+    assert_accurate_outputs,
     assert_matches,
+    exact,
+    expects_overflow,
+    kinds,
     make_case,
     ours,
     packed,
@@ -21,9 +24,6 @@ from tests.accuracy import (
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 INF, NAN = float("inf"), float("nan")
-
-# NumPy, on which the interpreter runs, says so where a number overflows or becomes NaN.
-expects_overflow = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
 # Row MNIST, the main job
@@ -110,11 +110,6 @@ def test_both_directions_with_dropout_masks_and_no_bias(device):
     assert_matches(case)
 
 
-def exact(*size, **options):
-    """A case of float32 with TF32 switched off."""
-    return replace(make_case(*size, **options), precision="ieee")
-
-
 @pytest.mark.parametrize("H", [1, 16, 20, 37, 63, 64])
 def test_exact_float32(H, device):
     assert_matches(exact(28, 5, 7, H, device=device))
@@ -142,17 +137,6 @@ def test_exact_float32_weight_hh_of_any_size(size, device):
     case = exact(3, 5, 7, 20, device=device)
     case.layers = [(w_ih, size * w_hh, *rest) for w_ih, w_hh, *rest in case.layers]
     assert_matches(case)
-
-
-# Lengths as the kernels meet them: ties, single steps, one sequence, a tile with none of the later
-# steps, no two alike. Longest first, as PackedSequence has them.
-LENGTHS = {
-    "ties": [4, 4, 3, 1, 1],
-    "one": [5],
-    "one_step": [1, 1, 1],
-    "all_different": [6, 5, 4, 3, 2, 1],
-    "ragged_tiles": [4] * 3 + [3] * 8 + [1] * 6,
-}
 
 
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
@@ -185,162 +169,6 @@ def test_packed_with_dropout_masks_and_no_bias(device):
 @pytest.mark.parametrize("D", [1, 2])
 def test_packed_with_huge_h_0(D, device):
     case = packed(make_case(4, 5, 7, 20, device=device, D=D), LENGTHS["ties"])
-    case.h_0 = case.h_0 * 1e6
-    assert_accurate_outputs(case)
-
-
-def assert_accurate_outputs(case):
-    """Of saturated gates only the results say something: the gradients are zeros."""
-    actual, expected = ours(case), truth(case)
-    for name in case.upstream:
-        assert relative_error(actual[name], expected[name]) < CEILING[case.input.dtype], name
-
-
-# A projected h may be above 1. One number, as many as a tile's weights are read at once, one less
-# than there are units
-@pytest.mark.parametrize("P", [1, 16, 36])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_projected(P, dtype, device):
-    assert_matches(make_case(4, 5, 9, 37, dtype=dtype, device=device, P=P))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("hx", [False, True])
-def test_projected_in_layers_and_directions(hx, dtype, device):
-    assert_matches(make_case(3, 5, 9, 128, dtype, device, num_layers=2, D=2, P=24, hx=hx))
-
-
-@pytest.mark.parametrize("D", [1, 2])
-@pytest.mark.parametrize("reach", ["output", "h_n", "c_n", "output c_n"])
-def test_projected_with_gradients_from_a_part_of_the_results(reach, D, device):
-    assert_matches(make_case(3, 5, 9, 20, device=device, D=D, P=8, reach=reach))
-
-
-@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
-@pytest.mark.parametrize("hx", [False, True])
-def test_projected_and_packed(lengths, hx, device):
-    case = make_case(max(lengths), len(lengths), 9, 20, device=device, D=2, P=8, hx=hx)
-    assert_matches(packed(case, lengths))
-
-
-def test_projected_with_dropout_masks_and_no_bias(device):
-    case = make_case(3, 5, 9, 20, device=device, num_layers=2, bias=False, P=8)
-    mask = torch.rand(3, 5, 8, device=device).bernoulli_().div_(0.5)
-    assert_matches(replace(case, masks=[mask]))
-
-
-def test_projected_and_exact(device):
-    assert_matches(exact(3, 5, 9, 20, device=device, num_layers=2, D=2, P=8))
-
-
-@pytest.mark.parametrize("size", [1e-6, 1e6])
-def test_projected_h_of_any_size(size, device):
-    case = make_case(3, 5, 9, 20, device=device, P=8)
-    case.h_0.mul_(size)
-    for weights in case.layers:
-        weights[-1].mul_(size)
-        weights[1].div_(size)
-    assert_matches(case)
-
-
-def test_projected_with_an_expanded_upstream_gradient(device):
-    case = make_case(3, 5, 9, 20, device=device, D=2, P=8)
-    case.upstream["output"] = torch.ones(1, 5, 16, device=device).expand(3, 5, 16)
-    assert_matches(case)
-
-
-# Several slices: one unit above one slice; ragged and whole slices of each kind of tile
-@pytest.mark.parametrize("H", [129, 192, 200, 256, 257, 384, 512])
-def test_every_kind_of_sliced_hidden_size(H, device):
-    assert_matches(make_case(3, 3, 7, H, device=device))
-
-
-@pytest.mark.parametrize("H", [768, 1000, 1024])
-def test_the_largest_hidden_sizes(H, device):
-    assert_matches(make_case(2, 3, 7, H, device=device))
-
-
-@pytest.mark.parametrize("H", [200, 512, 1024])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_sliced_in_half_precision(H, dtype, device):
-    assert_matches(make_case(2, 3, 7, H, dtype, device))
-
-
-@pytest.mark.parametrize("B", [1, 8, 9, 17])
-@pytest.mark.parametrize("BLOCK_B", [8, 16])
-def test_sliced_tiles_of_sequences(B, BLOCK_B, device):
-    assert_matches(make_case(3, B, 7, 130, device=device), BLOCK_B=BLOCK_B)
-
-
-@pytest.mark.parametrize(("T", "hx"), [(1, False), (2, True), (5, False)])
-def test_sliced_in_layers_and_directions(T, hx, device):
-    assert_matches(make_case(T, 5, 7, 140, device=device, num_layers=2, D=2, hx=hx))
-
-
-@pytest.mark.parametrize("reach", ["output", "h_n", "c_n", "output c_n", "h_n c_n"])
-def test_sliced_with_gradients_from_a_part_of_the_results(reach, device):
-    assert_matches(make_case(3, 5, 7, 130, device=device, reach=reach, D=2))
-
-
-@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
-def test_sliced_and_packed(lengths, device):
-    case = make_case(max(lengths), len(lengths), 7, 130, device=device, D=2)
-    assert_matches(packed(case, lengths), BLOCK_B=8)
-
-
-def test_sliced_and_packed_with_no_state_given(device):
-    case = make_case(4, 5, 7, 130, device=device, D=2, hx=False)
-    assert_matches(packed(case, LENGTHS["ties"]))
-
-
-def test_sliced_and_projected(device):
-    assert_matches(make_case(3, 5, 7, 200, device=device, num_layers=2, D=2, P=24))
-
-
-def test_sliced_with_dropout_masks_and_no_bias(device):
-    case = make_case(3, 5, 7, 130, device=device, num_layers=2, bias=False)
-    case.masks = [2.0 * torch.randint(2, (3, 5, 130), device=device)]
-    assert_matches(case)
-
-
-@pytest.mark.parametrize("scale", [1e-30, 1e30])
-def test_sliced_gradients_of_any_scale(scale, device):
-    case = make_case(3, 5, 7, 130, device=device)
-    case.upstream = {name: scale * x for name, x in case.upstream.items()}
-    assert_matches(case)
-
-
-# Powers of two of their own for each slice; 300 would be chaotic here.
-@pytest.mark.parametrize("size", [1e-9, 1e-4, 3])
-def test_sliced_weight_hh_of_any_size(size, device):
-    case = make_case(3, 5, 7, 130, device=device)
-    case.layers[0][1].mul_(size)
-    case.layers[0][1][128:].mul_(1e-3)
-    assert_matches(case)
-
-
-# An infinite weight meets a zero there, h before the first step, where h_0 is in gates_ih already.
-@expects_overflow
-@pytest.mark.parametrize(
-    ("place", "value"),
-    [(place, value) for place in ("input", "h_0", "c_0") for value in (NAN, INF)]
-    + [("weight_hh", NAN)],
-)
-def test_sliced_nan_and_inf_come_out_where_the_equations_have_them(place, value, device):
-    case = make_case(2, 3, 7, 130, device=device)
-    {
-        "input": case.input[0, 1],
-        "h_0": case.h_0[0, 1],
-        "c_0": case.c_0[0, 1],
-        "weight_hh": case.layers[0][1][129],
-    }[place][3] = value
-    actual, expected = ours(case), truth(case)
-    for name in ("output", "h_n", "c_n"):
-        assert torch.equal(kinds(actual[name]), kinds(expected[name])), name
-
-
-def test_sliced_with_huge_h_0(device):
-    case = make_case(3, 5, 7, 130, device=device)
     case.h_0 = case.h_0 * 1e6
     assert_accurate_outputs(case)
 
@@ -522,11 +350,6 @@ def test_one_sequence_of_large_h_0(device):
         for b in range(5):
             error = relative_error(actual[name][:, b], expected[name][:, b])
             assert error <= CEILING[torch.float32], (name, b)
-
-
-def kinds(x):
-    """0 for a number, 1 for NaN, 2 and 3 for infinities."""
-    return x.isnan() + 2 * x.isposinf() + 3 * x.isneginf()
 
 
 # 20 units leave padding in their tile, where 0 * inf must not become a NaN that spreads.

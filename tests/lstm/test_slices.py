@@ -1,7 +1,7 @@
-"""Slices that meet while they run; test_layer.py has their results, launched step by step.
+"""Slices: their results, against the truth of tests/accuracy.py, and how they meet as they run.
 
-In the interpreter, which runs one program after another, tests/kernels/meeting.py has them take
-turns.
+The interpreter runs one program after another, so there it launches them step by step, and
+tests/kernels/meeting.py has them take turns.
 """
 
 import pytest
@@ -10,8 +10,122 @@ import torch
 from lstm import LSTM, layer
 from lstm.kernels import forward
 from lstm.plan import interpreted
-from tests.accuracy import make_case, packed, packing, planned
+from tests.accuracy import (
+    LENGTHS,
+    assert_accurate_outputs,
+    assert_matches,
+    expects_overflow,
+    kinds,
+    make_case,
+    ours,
+    packed,
+    packing,
+    planned,
+    truth,
+)
 from tests.kernels.meeting import side_by_side
+
+INF, NAN = float("inf"), float("nan")
+
+
+# Several slices: one unit above one slice; ragged and whole slices of each kind of tile
+@pytest.mark.parametrize("H", [129, 192, 200, 256, 257, 384, 512])
+def test_every_kind_of_sliced_hidden_size(H, device):
+    assert_matches(make_case(3, 3, 7, H, device=device))
+
+
+@pytest.mark.parametrize("H", [768, 1000, 1024])
+def test_the_largest_hidden_sizes(H, device):
+    assert_matches(make_case(2, 3, 7, H, device=device))
+
+
+@pytest.mark.parametrize("H", [200, 512, 1024])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sliced_in_half_precision(H, dtype, device):
+    assert_matches(make_case(2, 3, 7, H, dtype, device))
+
+
+@pytest.mark.parametrize("B", [1, 8, 9, 17])
+@pytest.mark.parametrize("BLOCK_B", [8, 16])
+def test_sliced_tiles_of_sequences(B, BLOCK_B, device):
+    assert_matches(make_case(3, B, 7, 130, device=device), BLOCK_B=BLOCK_B)
+
+
+@pytest.mark.parametrize(("T", "hx"), [(1, False), (2, True), (5, False)])
+def test_sliced_in_layers_and_directions(T, hx, device):
+    assert_matches(make_case(T, 5, 7, 140, device=device, num_layers=2, D=2, hx=hx))
+
+
+@pytest.mark.parametrize("reach", ["output", "h_n", "c_n", "output c_n", "h_n c_n"])
+def test_sliced_with_gradients_from_a_part_of_the_results(reach, device):
+    assert_matches(make_case(3, 5, 7, 130, device=device, reach=reach, D=2))
+
+
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+def test_sliced_and_packed(lengths, device):
+    case = make_case(max(lengths), len(lengths), 7, 130, device=device, D=2)
+    assert_matches(packed(case, lengths), BLOCK_B=8)
+
+
+def test_sliced_and_packed_with_no_state_given(device):
+    case = make_case(4, 5, 7, 130, device=device, D=2, hx=False)
+    assert_matches(packed(case, LENGTHS["ties"]))
+
+
+def test_sliced_and_projected(device):
+    assert_matches(make_case(3, 5, 7, 200, device=device, num_layers=2, D=2, P=24))
+
+
+def test_sliced_with_dropout_masks_and_no_bias(device):
+    case = make_case(3, 5, 7, 130, device=device, num_layers=2, bias=False)
+    case.masks = [2.0 * torch.randint(2, (3, 5, 130), device=device)]
+    assert_matches(case)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_sliced_gradients_of_any_scale(scale, device):
+    case = make_case(3, 5, 7, 130, device=device)
+    case.upstream = {name: scale * x for name, x in case.upstream.items()}
+    assert_matches(case)
+
+
+# Powers of two of their own for each slice; 300 would be chaotic here.
+@pytest.mark.parametrize("size", [1e-9, 1e-4, 3])
+def test_sliced_weight_hh_of_any_size(size, device):
+    case = make_case(3, 5, 7, 130, device=device)
+    case.layers[0][1].mul_(size)
+    case.layers[0][1][128:].mul_(1e-3)
+    assert_matches(case)
+
+
+# An infinite weight meets a zero there, h before the first step, where h_0 is in gates_ih already.
+@expects_overflow
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [(place, value) for place in ("input", "h_0", "c_0") for value in (NAN, INF)]
+    + [("weight_hh", NAN)],
+)
+def test_sliced_nan_and_inf_come_out_where_the_equations_have_them(place, value, device):
+    case = make_case(2, 3, 7, 130, device=device)
+    {
+        "input": case.input[0, 1],
+        "h_0": case.h_0[0, 1],
+        "c_0": case.c_0[0, 1],
+        "weight_hh": case.layers[0][1][129],
+    }[place][3] = value
+    actual, expected = ours(case), truth(case)
+    for name in ("output", "h_n", "c_n"):
+        assert torch.equal(kinds(actual[name]), kinds(expected[name])), name
+
+
+def test_sliced_with_huge_h_0(device):
+    case = make_case(3, 5, 7, 130, device=device)
+    case.h_0 = case.h_0 * 1e6
+    assert_accurate_outputs(case)
+
+
+# Meeting
+
 
 needs_gpu = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="the interpreter runs programs of its own accord in turn"
@@ -27,7 +141,9 @@ def results(case, at_once):
         x if x is None else x.detach().requires_grad_() for x in (case.input, case.h_0, case.c_0)
     ]
     weights = [tuple(x.detach().requires_grad_() for x in weights) for weights in case.layers]
-    tile = dict(planned(case).tile) | {"BLOCK_B": 8}
+    tile = dict(planned(case).tile)
+    if interpreted():
+        tile["BLOCK_B"] = 8  # Its own takes the whole batch, and there would be one launch.
     outputs = layer.lstm(*fed, weights, None, tile, case.precision, case.D, packing(case), at_once)
     leaves = [*(x for x in fed if x is not None), *(x for w in weights for x in w)]
     return *outputs, *torch.autograd.grad(outputs, leaves, list(case.upstream.values()))
