@@ -35,15 +35,19 @@ from lstm.kernels.forward import lstm_forward_kernel
 from lstm.kernels.step import lstm_step_backward_kernel, lstm_step_kernel
 from lstm.plan import interpreted
 
+# What forward writes for backward only.
+SAVED = ("gates_ptr", "cells_ptr", "weight_hh_t_ptr")
 # Each with its directions and the pointers that are None.
 KERNELS = {
     "forward": (lstm_forward_kernel, 1, ("offsets_ptr",)),
-    "forward, not saving": (lstm_forward_kernel, 1, ("offsets_ptr", "gates_ptr", "cells_ptr")),
+    "forward, not saving": (lstm_forward_kernel, 1, ("offsets_ptr", *SAVED)),
     "backward": (lstm_backward_kernel, 1, ("offsets_ptr",)),
     "forward, both ways": (lstm_forward_kernel, 2, ("offsets_ptr",)),
     "backward, both ways": (lstm_backward_kernel, 2, ("offsets_ptr",)),
     "forward, packed": (lstm_forward_kernel, 2, ("h_0_ptr",)),
     "backward, packed": (lstm_backward_kernel, 2, ()),
+    "forward, resets": (lstm_forward_kernel, 1, ("offsets_ptr",)),
+    "backward, resets": (lstm_backward_kernel, 1, ("offsets_ptr",)),
     "forward, exact": (lstm_forward_kernel, 1, ("offsets_ptr",)),
     "backward, exact": (lstm_backward_kernel, 1, ("offsets_ptr",)),
     "forward, sliced": (lstm_forward_kernel, 1, ("offsets_ptr", "h_0_ptr")),
@@ -52,6 +56,8 @@ KERNELS = {
     "backward, sliced wide": (lstm_backward_kernel, 1, ("offsets_ptr", "grad_h_0_ptr")),
     "forward, sliced packed": (lstm_forward_kernel, 2, ("h_0_ptr",)),
     "backward, sliced packed": (lstm_backward_kernel, 2, ("grad_h_0_ptr",)),
+    "forward, sliced packed resets": (lstm_forward_kernel, 2, ("h_0_ptr",)),
+    "backward, sliced packed resets": (lstm_backward_kernel, 2, ("grad_h_0_ptr",)),
     "step, few": (lstm_step_kernel, 1, ()),
     "step, many": (lstm_step_kernel, 1, ()),
     "step, tf32": (lstm_step_kernel, 1, ()),
@@ -220,7 +226,12 @@ def compile_configuration(configuration: Configuration, target: GPUTarget | None
     size = configuration.hidden_size
     constants = {"H": size, "D": directions} if kernel.params[names.index("H")].is_constexpr else {}
     constants |= sizes | dict.fromkeys(absent)
-    lacking = ("states_ptr",) if configuration.kernel in SLICED_KERNELS else SLICE_ARGUMENTS
+    sliced = configuration.kernel in SLICED_KERNELS
+    lacking = ("states_ptr",) if sliced else SLICE_ARGUMENTS
+    if sliced and configuration.kernel.startswith("forward"):
+        lacking += ("weight_hh_t_ptr",)
+    if "resets" not in configuration.kernel:
+        lacking += ("resets_ptr",)
     constants |= {name: None for name in lacking if name in names}
     # The numbers that a launch looks at: whether they are 1, or divisible by 16.
     numbers = [
@@ -235,7 +246,7 @@ def compile_configuration(configuration: Configuration, target: GPUTarget | None
     pointers = [name for name in names if name.endswith("_ptr") and name not in constants]
     signature = dict.fromkeys(names, "i32")
     signature |= dict.fromkeys(pointers, POINTERS[configuration.dtype])
-    own = {"offsets_ptr": "*i64", "exchange_ptr": "*fp32"}
+    own = {"offsets_ptr": "*i64", "resets_ptr": "*u8", "exchange_ptr": "*fp32"}
     signature |= {name: own[name] for name in own if name in names}
     signature |= dict.fromkeys(constants, "constexpr")
     aligned = [
@@ -330,7 +341,7 @@ def limits(configuration: Configuration) -> dict[str, int]:
     exchanges = 2 if configuration.kernel in EXACT_KERNELS else 1
     backward = configuration.kernel.startswith("backward")
     scaled = backward and configuration.dtype == "float32"
-    packed = configuration.kernel.endswith("packed")
+    packed, resets = "packed" in configuration.kernel, "resets" in configuration.kernel
     # A step exchanges h, or the gradients of four gates: BLOCK_H * BLOCK_B numbers of 16 bits each.
     # Every warp needs all of them, in 32-bit registers of its 32 lanes. W_hh takes BLOCK_H such
     # registers, so reading even a quarter of it again adds BLOCK_H / 16 of the widest reads.
@@ -350,8 +361,10 @@ def limits(configuration: Configuration) -> dict[str, int]:
         # and up to three reads.
         "bar": 2 * exchanges + 3 * scaled,
         "lds + ldsm": reads * exchanges + 3 * scaled,
-        # Packed also where the rows of a later step begin and end.
-        "ldg": (5 * saved + accesses if backward else 4 * accesses) + 2 * packed,
+        # Packed also where the rows of a later step begin and end; resets of a thread's sequences.
+        "ldg": (5 * saved + accesses if backward else 4 * accesses)
+        + 2 * packed
+        + resets * tile["BLOCK_B"] // 4,
         # A single warp may exchange by shuffles. The scale's maximum over the lanes of a sequence:
         # three steps for each of a thread's sequences, again after the one over the warps.
         "shfl": (exchanged * exchanges if warps == 1 else 0) + scaled * 3 * numbers,
@@ -363,7 +376,7 @@ def _slice_limits(configuration: Configuration) -> dict[str, int]:
     tile = configuration.tile
     threads, sequences = 32 * tile["num_warps"], tile["BLOCK_B"]
     backward = configuration.kernel.startswith("backward")
-    packed = configuration.kernel.endswith("packed")
+    packed, resets = "packed" in configuration.kernel, "resets" in configuration.kernel
     # A thread's numbers of a tile of 16 units, and of all h, four in a word's read; or a part of
     # each slice for each number.
     numbers = -(-16 * sequences // threads)
@@ -375,7 +388,8 @@ def _slice_limits(configuration: Configuration) -> dict[str, int]:
         "hgmma + utchmma": 0,
         "membar": 0,
         "lds + ldsm": 16 + tile["BLOCK_K"] // tile["num_warps"] // 16,
-        "ldg": words + (6 if backward else 4) * numbers + 2 * packed,
+        # Packed also where the rows of a later step begin and end, twice if resets look there too.
+        "ldg": words + (6 if backward else 4) * numbers + 2 * packed * (1 + resets) + resets,
     }
 
 

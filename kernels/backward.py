@@ -17,11 +17,13 @@ import triton.language as tl
 from .cell import cell_factors
 from .layout import (
     choose,
+    clear,
     column_pair,
     fence,
     from_tile,
     inline,
     lanes,
+    load_cuts,
     operand_indices,
     order_gates,
     pack,
@@ -66,24 +68,33 @@ def gates_product(w_if, w_go, x):
 
 
 @triton.jit(
-    do_not_specialize=["T", "B", "begin", "end", "first_tile", "tiles"],
-    do_not_specialize_on_alignment=["grad_h_n_ptr", "grad_c_n_ptr", "grad_h_0_ptr", "grad_c_0_ptr"],
+    do_not_specialize=["layer", "T", "B", "begin", "end", "first_tile", "tiles"],
+    do_not_specialize_on_alignment=[
+        "grad_h_n_ptr",
+        "grad_c_n_ptr",
+        "resets_ptr",
+        "grad_h_0_ptr",
+        "grad_c_0_ptr",
+    ],
 )
 def lstm_backward_kernel(
     gates_ptr, cells_ptr, weight_hh_t_ptr, grad_output_ptr, grad_h_n_ptr, grad_c_n_ptr, offsets_ptr,
+    resets_ptr,
     grad_gates_ptr, grad_h_0_ptr, grad_c_0_ptr,
     exchange_ptr, states_ptr,
-    T, B, begin, end, first_tile, tiles, H: tl.constexpr, D: tl.constexpr,
+    layer, T, B, begin, end, first_tile, tiles, H: tl.constexpr, D: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_B: tl.constexpr, PARTS: tl.constexpr,
     VEC: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """The whole sequence of one tile of BLOCK_B sequences in one of D directions, last step first.
 
     Shapes: gates, cells as lstm_forward_kernel wrote them; weight_hh_t (D, H, 4, H), W_hh
-        transposed; grad_output (T, B, D, H); grad_h_n, grad_c_n, grad_h_0, grad_c_0 (D, B, H);
-        grad_gates (D, T, B, 4, H). All contiguous, in one dtype. grad_output, grad_h_n and grad_c_n
-        may be None, for zeros; grad_h_0 and grad_c_0 where they are not wanted. Packed: offsets as
-        forward has them, else None, grad_output (rows, D, H), grad_gates (D, rows, 4, H).
+        transposed; grad_output (T, B, D, H); grad_h_n, grad_c_n, grad_h_0, grad_c_0 (layers D, B,
+        H), of which number `layer` is meant; grad_gates (D, T, B, 4, H). All contiguous, in one
+        dtype. grad_output, grad_h_n and grad_c_n may be None, for zeros; grad_h_0 and grad_c_0
+        where they are not wanted; resets as forward has them.
+        Packed: offsets as forward has them, else None, grad_output (rows, D, H), grad_gates (D,
+        rows, 4, H).
         Sliced: as forward has it, but for exchange (2, D, tiles, BLOCK_K / BLOCK_H, S, BLOCK_H *
         BLOCK_B), and grad_h_0 None.
     Numerics: dh, dc and the factors are float32; the gates' gradients are rounded to the operand
@@ -111,7 +122,7 @@ def lstm_backward_kernel(
     else:
         tiles = tl.num_programs(0)
     row = tile * BLOCK_B
-    state = row * H
+    state = (layer.to(tl.int64) * D * B + row) * H
     saved = tile
     step_z = B.to(tl.int64) * (4 * H)
     step_h = B.to(tl.int64) * (D * H)
@@ -141,7 +152,6 @@ def lstm_backward_kernel(
         begin_1, count_1 = step_rows(offsets_ptr, first + 1, T, 1 - reverse)
         begin_2, count_2 = step_rows(offsets_ptr, first + 2, T, 1 - reverse)
         _, count_before = step_rows(offsets_ptr, tl.maximum(first - 1, 0), T, 1 - reverse)
-        lane = row + lanes(BLOCK_B, SLICED)
 
     # One slice: a block of W_hh^T for each pair of gates, (i, f) and (g, o), each with its rows.
     # Of several, blocks of other rows, each with all gates.
@@ -175,6 +185,7 @@ def lstm_backward_kernel(
         own_ptr = exchange_ptr + tl.program_id(2) * (S * SIZE)
         saved = saved * S + tl.program_id(2)
     mask = (tile * BLOCK_B + sequence < B) & (unit < H)
+    lane = row + lanes(BLOCK_B, SLICED)
     offs_h = sequence * (D * H) + unit
     offs_z = sequence * (4 * H) + unit
     offs_state = state + sequence * H + unit
@@ -215,6 +226,11 @@ def lstm_backward_kernel(
             grad = grad_now
         else:
             dh += to_tile(grad_now, BLOCK_H, BLOCK_B, SLICED)
+    if resets_ptr is not None:
+        cut = load_cuts(resets_ptr, offsets_ptr, first, T, B, lane, 1 - reverse)
+        if SLICED:
+            before = tl.maximum(first - 1, 0)
+            cut_before = load_cuts(resets_ptr, offsets_ptr, before, T, B, lane, 1 - reverse)
     c = unpack(tl.load(cells_ptr + offs_saved), BLOCK_H, BLOCK_B, SLICED)
     cells_ptr -= SIZE
     s_i, s_f, s_g, s_o, s_c = load_saved(gates_ptr, cells_ptr, offs_saved, SIZE)
@@ -225,7 +241,11 @@ def lstm_backward_kernel(
         g = unpack(s_g, BLOCK_H, BLOCK_B, SLICED)
         o = unpack(s_o, BLOCK_H, BLOCK_B, SLICED)
         c_prev = unpack(s_c, BLOCK_H, BLOCK_B, SLICED)
-        k_i, k_f, k_g, k_o, k_c = cell_factors(i, f, g, o, c_prev, c, FAST, EXACT)
+        c_before = c_prev
+        if resets_ptr is not None:
+            c_before = clear(cut, c_prev)
+            cut_ahead = load_cuts(resets_ptr, offsets_ptr, s + 1, T, B, lane, 1 - reverse)
+        k_i, k_f, k_g, k_o, k_c = cell_factors(i, f, g, o, c_before, c, FAST, EXACT)
         c = c_prev
         # For the next step; after the last, the same again, which nobody uses.
         more = (s + 1 < T).to(tl.int32)
@@ -238,6 +258,8 @@ def lstm_backward_kernel(
                 dh_all = sum_parts(
                     own_ptr + s % 2 * exchanged, s, BLOCK_H, BLOCK_B, S, states_ptr is None
                 )
+                if resets_ptr is not None:
+                    dh_all = clear(cut_before, dh_all)
                 dh = dh_all if offsets_ptr is None else choose(lane < count_before, dh_all, dh)
             if grad_output_ptr is not None:
                 dh += to_tile(grad, BLOCK_H, BLOCK_B, SLICED)
@@ -271,6 +293,13 @@ def lstm_backward_kernel(
                 dh += (rest + gates_product(r_if, r_go, x)) / REST
             if FLOAT32:
                 dh = dh * (inverse * inverse_s)
+        if resets_ptr is not None:
+            dc = clear(cut, dc)
+            if SLICED:
+                cut_before = cut
+            else:
+                dh = clear(cut, dh)
+            cut = cut_ahead
         z_ptr = grad_gates_ptr
         alive = mask
         if offsets_ptr is None:
@@ -317,14 +346,14 @@ def lstm_backward_kernel(
 
 def lstm_backward(
     gates, cells, weight_hh_t, grad_output, grad_h_n, grad_c_n, grad_gates, grad_h_0, grad_c_0,
-    tile, B, offsets=None, meeting=None,
+    layer, D, T, B, tile, offsets=None, resets=None, meeting=None,
 ):  # fmt: skip
     """Launch lstm_backward_kernel, whose docstring has the shapes. tile: as forward had it;
     meeting: of slices, else None.
     """
-    D, T, H = gates.shape[0], gates.shape[-3], grad_gates.shape[-1]
+    H = weight_hh_t.shape[-1] // 4
     arguments = (
-        gates, cells, weight_hh_t, grad_output, grad_h_n, grad_c_n, offsets,
+        gates, cells, weight_hh_t, grad_output, grad_h_n, grad_c_n, offsets, resets,
         grad_gates, grad_h_0, grad_c_0,
     )  # fmt: skip
-    launch(lstm_backward_kernel, arguments, T, B, H, D, tile, meeting)
+    launch(lstm_backward_kernel, arguments, layer, T, B, H, D, tile, meeting)

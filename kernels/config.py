@@ -55,6 +55,16 @@ def tile(hidden_size, batch, itemsize, interpreted=False, exact=False, block_b=8
     }
 
 
+def capacity(batch, hidden_size, interpreted=False):
+    """Sequences that all tiles of a batch hold, at most. Nothing is compared with the batch, which
+    may be a number that is not known yet.
+    """
+    if interpreted:
+        return 2 * batch + 16
+    block_b = 8 if hidden_size <= MAX_ONE_SLICE else 16
+    return (batch + block_b - 1) // block_b * block_b
+
+
 def slices(hidden_size, tile):
     """Programs that share the units of one tile."""
     return -(-hidden_size // tile["BLOCK_H"])

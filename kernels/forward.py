@@ -1,13 +1,13 @@
 """Forward over a whole sequence: one layer, a program for each tile of sequences and direction.
 
-    z_t = gates_ih[t] + W_hh h_{t-1};   h_t, c_t = cell(z_t, c_{t-1})
+    z_t = gates_ih[t] + b_ih + b_hh + W_hh h_{t-1};   h_t, c_t = cell(z_t, c_{t-1})
 
-gates_ih, the product of the input with both biases, is known for all steps before the kernel
-starts. What is left is a chain: the product with W_hh, five activations and one exchange of h among
-the warps at every step, so the latency of one step bounds the kernel, not arithmetic or bandwidth.
-Everything else is kept off the chain: W_hh stays in registers and c with its cell for all T steps,
-gates_ih is read a step ahead, and nothing waits for what is written. Where W_hh is too large for
-one program, several share its units and exchange h through memory (slices.py).
+gates_ih, the product of the input, is known for all steps before the kernel starts. What is left is
+a chain: the product with W_hh, five activations and one exchange of h among the warps at every
+step, so the latency of one step bounds the kernel, not arithmetic or bandwidth. Everything else is
+kept off the chain: W_hh stays in registers and c with its cell for all T steps, gates_ih is read a
+step ahead, and nothing waits for what is written. Where W_hh is too large for one program, several
+share its units and exchange h through memory (slices.py).
 """
 
 import triton
@@ -16,11 +16,14 @@ import triton.language as tl
 from .cell import cell_forward
 from .layout import (
     choose,
+    clear,
     four_blocks,
     from_tile,
     gate_pair,
     inline,
     lanes,
+    load_cuts,
+    load_units,
     operand_indices,
     order_units,
     pack,
@@ -46,6 +49,16 @@ def load_gates(pointers, mask, H: tl.constexpr):
         tl.load(pointers + 2 * H, mask=mask, other=0.0),
         tl.load(pointers + 3 * H, mask=mask, other=0.0),
     )
+
+
+@inline
+def load_bias(
+    bias_ih_ptr, bias_hh_ptr, gate: tl.constexpr, first, H: tl.constexpr, BLOCK_H: tl.constexpr,
+    SLICED: tl.constexpr,
+):  # fmt: skip
+    """Both biases of a gate, for the units from `first` on, to broadcast with a tile."""
+    bias_ih = load_units(bias_ih_ptr + gate * H, first, H, BLOCK_H, SLICED)
+    return bias_ih + load_units(bias_hh_ptr + gate * H, first, H, BLOCK_H, SLICED)
 
 
 @inline
@@ -127,35 +140,66 @@ def write_step(
         tl.store(cells_ptr + offs, pack(c, dtype, SLICED))
 
 
+@triton.constexpr_function
+def transposers(block_h):
+    """Programs besides those of the tiles, that transpose W_hh of a direction for backward."""
+    return 4 * max(1, block_h // 32)
+
+
+@inline
+def transpose(weight_ptr, weight_t_ptr, number, H: tl.constexpr, BLOCK_H: tl.constexpr):
+    """A share of W_hh, (4, H, H), to W_hh^T, (H, 4, H): 32 units of one gate."""
+    UNITS: tl.constexpr = min(32, BLOCK_H)
+    gate = number % 4
+    unit = number // 4 * UNITS + tl.arange(0, UNITS)
+    k = tl.arange(0, BLOCK_H)
+    mask = (unit[:, None] < H) & (k[None, :] < H)
+    w = tl.load(weight_ptr + (gate * H + unit[:, None]) * H + k[None, :], mask=mask)
+    w_t = weight_t_ptr + (k[:, None] * 4 + gate) * H + unit[None, :]
+    tl.store(w_t, tl.trans(w), mask=(k[:, None] < H) & (unit[None, :] < H))
+
+
 # T and B change from call to call, and with B the addresses at which a layer's states begin. They
 # compile nothing new: the numbers are not looked at, nor the alignment of what no loop reads.
 @triton.jit(
-    do_not_specialize=["T", "B", "begin", "end", "first_tile", "tiles"],
-    do_not_specialize_on_alignment=["h_0_ptr", "c_0_ptr", "h_n_ptr", "c_n_ptr"],
+    do_not_specialize=["layer", "T", "B", "begin", "end", "first_tile", "tiles"],
+    do_not_specialize_on_alignment=[
+        "bias_ih_ptr",
+        "bias_hh_ptr",
+        "h_0_ptr",
+        "c_0_ptr",
+        "resets_ptr",
+        "h_n_ptr",
+        "c_n_ptr",
+    ],
 )
 def lstm_forward_kernel(
-    gates_ih_ptr, weight_hh_ptr, h_0_ptr, c_0_ptr, offsets_ptr,
-    output_ptr, h_n_ptr, c_n_ptr, gates_ptr, cells_ptr,
+    gates_ih_ptr, bias_ih_ptr, bias_hh_ptr, weight_hh_ptr, h_0_ptr, c_0_ptr,
+    offsets_ptr, resets_ptr,
+    output_ptr, h_n_ptr, c_n_ptr, gates_ptr, cells_ptr, weight_hh_t_ptr,
     exchange_ptr, states_ptr,
-    T, B, begin, end, first_tile, tiles, H: tl.constexpr, D: tl.constexpr,
+    layer, T, B, begin, end, first_tile, tiles, H: tl.constexpr, D: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_B: tl.constexpr, PARTS: tl.constexpr,
     VEC: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """The whole sequence of one tile of BLOCK_B sequences, in one of D directions.
 
-    Shapes: gates_ih (D, T, B, 4, H); weight_hh (D, 4, H, H); h_0, c_0, h_n, c_n (D, B, H); output
-        (T, B, D, H); gates (D, tiles, T, 4, BLOCK_H * BLOCK_B) and cells (D, tiles, T + 1,
+    Shapes: gates_ih (D, T, B, 4, H); bias_ih, bias_hh (D, 4, H), both or none; weight_hh (D, 4, H,
+        H); h_0, c_0, h_n, c_n (layers D, B, H), of which number `layer` is meant; output (T, B, D,
+        H). For backward only: gates (D, tiles, T, 4, BLOCK_H * BLOCK_B) and cells (D, tiles, T + 1,
         BLOCK_H * BLOCK_B), c_0 to c_T, in the order of the steps taken and in private order
-        (layout.pack), for backward only. All contiguous, in one dtype. h_0 and c_0 may be None, for
-        zeros; gates and cells are None where no gradient is wanted.
+        (layout.pack), and weight_hh_t (D, H, 4, H), W_hh transposed. All contiguous, in one dtype.
+        h_0 and c_0 may be None, for zeros; the last three are where no gradient is wanted.
         Packed: offsets (T + 1), int64, else None, are where the rows of each step begin, and
         gates_ih is (D, rows, 4, H), output (rows, D, H), h_0 None: its product is in gates_ih.
+        resets (T, B), packed (rows,), uint8, or None: not 0 where no state passes between a step
+        and the one before it in time; those of the first are the caller's.
         Sliced, if BLOCK_K, at least H, is above BLOCK_H: S slices of BLOCK_H units, PARTS warps
         that share the columns of W_hh; h_0 as if packed; gates and cells (D, tiles, S, ...);
-        exchange (2, D, tiles, BLOCK_K * BLOCK_B), float32, first zeros. Of tiles in all, a launch
-        has those from first_tile on, and all steps; or of the steps only that from begin to end,
-        with states (2, D, tiles, S, BLOCK_H * BLOCK_B), float32, else None, to carry h and c. All
-        these arguments are None where there is one slice.
+        weight_hh_t None; exchange (2, D, tiles, BLOCK_K * BLOCK_B), float32, first zeros. Of tiles
+        in all, a launch has those from first_tile on, and all steps; or of the steps only that from
+        begin to end, with states (2, D, tiles, S, BLOCK_H * BLOCK_B), float32, else None, to carry
+        h and c. All these arguments are None where there is one slice.
     Numerics: z, the cell and c are float32; h_t is rounded to the operand dtype (operand.py)
         before W_hh reads it, if EXACT to float32's precision.
     """
@@ -177,8 +221,15 @@ def lstm_forward_kernel(
         last = end
     else:
         tiles = tl.num_programs(0)
+        if weight_hh_t_ptr is not None:
+            tiles -= transposers(BLOCK_H)
+            if tile >= tiles:
+                matrix = tl.program_id(1).to(tl.int64) * (4 * H * H)
+                number = tile - tiles
+                transpose(weight_hh_ptr + matrix, weight_hh_t_ptr + matrix, number, H, BLOCK_H)
+                return
     row = tile * BLOCK_B
-    state = row * H
+    state = (layer.to(tl.int64) * D * B + row) * H
     saved = tile
     step_z = B.to(tl.int64) * (4 * H)
     step_h = B.to(tl.int64) * (D * H)
@@ -189,6 +240,9 @@ def lstm_forward_kernel(
         # The second direction has the second of everything, and takes the steps from the last.
         reverse = tl.program_id(1).to(tl.int64)
         weight_hh_ptr += reverse * (4 * H * H)
+        if bias_ih_ptr is not None:
+            bias_ih_ptr += reverse * (4 * H)
+            bias_hh_ptr += reverse * (4 * H)
         output_ptr += reverse * H
         if offsets_ptr is None:
             gates_ih_ptr += reverse * (2 * T - 1) * step_z
@@ -235,9 +289,16 @@ def lstm_forward_kernel(
             gates_ih_ptr += first * step_z
             output_ptr += first * step_h
     mask = (tile * BLOCK_B + sequence < B) & (unit < H)
+    lane = row + lanes(BLOCK_B, SLICED)
     offs_h = sequence * (D * H) + unit
     offs_z = sequence * (4 * H) + unit
     offs_state = state + sequence * H + unit
+    if bias_ih_ptr is not None:
+        first_unit = tl.program_id(2) * BLOCK_H if SLICED else 0
+        b_i = load_bias(bias_ih_ptr, bias_hh_ptr, 0, first_unit, H, BLOCK_H, SLICED)
+        b_f = load_bias(bias_ih_ptr, bias_hh_ptr, 1, first_unit, H, BLOCK_H, SLICED)
+        b_g = load_bias(bias_ih_ptr, bias_hh_ptr, 2, first_unit, H, BLOCK_H, SLICED)
+        b_o = load_bias(bias_ih_ptr, bias_hh_ptr, 3, first_unit, H, BLOCK_H, SLICED)
     h = zeros_tile(BLOCK_H, BLOCK_B, SLICED)
     c = zeros_tile(BLOCK_H, BLOCK_B, SLICED)
     if c_0_ptr is not None:
@@ -255,7 +316,9 @@ def lstm_forward_kernel(
         if SLICED:
             gates_ptr += first.to(tl.int64) * (4 * SIZE)
             cells_ptr += first.to(tl.int64) * SIZE
-        tl.store(cells_ptr + tl.arange(0, SIZE), pack(c, dtype, SLICED))
+        # Later the launch before has written it, and may have passed on zeros instead.
+        if first == 0:
+            tl.store(cells_ptr + tl.arange(0, SIZE), pack(c, dtype, SLICED))
         cells_ptr += SIZE
     if offsets_ptr is None:
         x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask, H)
@@ -264,7 +327,6 @@ def lstm_forward_kernel(
         begin_1, count_1 = step_rows(offsets_ptr, first + 1, T, reverse)
         now = mask & (row + sequence < count)
         x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + begin_row * (4 * H) + offs_z, now, H)
-        lane = row + lanes(BLOCK_B, SLICED)
 
     if h_0_ptr is not None:
         # h_0 alone may be above 1, even infinite: its product needs a scale of its own, and has
@@ -280,11 +342,16 @@ def lstm_forward_kernel(
             d_i, d_f = d_i * inverse * inverse_h, d_f * inverse * inverse_h
             d_g, d_o = d_g * inverse * inverse_h, d_o * inverse * inverse_h
         z_i, z_f, z_g, z_o = gate_tiles(x_i, x_f, x_g, x_o, BLOCK_H, BLOCK_B, SLICED)
+        if bias_ih_ptr is not None:
+            z_i, z_f, z_g, z_o = z_i + b_i, z_f + b_f, z_g + b_g, z_o + b_o
         i, f, g, o, h, c = take_step(
             z_i, z_f, z_g, z_o, only(d_i, mask), only(d_f, mask), only(d_g, mask), only(d_o, mask),
             h, c, None, FAST, EXACT,
         )  # fmt: skip
         write_step(i, f, g, o, h, c, output_ptr, gates_ptr, cells_ptr, offs_h, mask, SIZE, SLICED)
+        if resets_ptr is not None:
+            cut = load_cuts(resets_ptr, offsets_ptr, 0, T, B, lane, reverse)
+            h, c = clear(cut, h), clear(cut, c)
         first = 1
         gates_ih_ptr += step_z
         output_ptr += step_h
@@ -295,6 +362,10 @@ def lstm_forward_kernel(
 
     for t in range(first, last):
         z_i, z_f, z_g, z_o = gate_tiles(x_i, x_f, x_g, x_o, BLOCK_H, BLOCK_B, SLICED)
+        if bias_ih_ptr is not None:
+            z_i, z_f, z_g, z_o = z_i + b_i, z_f + b_f, z_g + b_g, z_o + b_o
+        if resets_ptr is not None:
+            cut = load_cuts(resets_ptr, offsets_ptr, t, T, B, lane, reverse)
         if offsets_ptr is None:
             gates_ih_ptr += step_z
             x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask & (t + 1 < last), H)
@@ -324,9 +395,12 @@ def lstm_forward_kernel(
         i, f, g, o, h, c = take_step(
             z_i, z_f, z_g, z_o, d_i, d_f, d_g, d_o, h, c, active, FAST, EXACT
         )
+        h_t, c_t = h, c
+        if resets_ptr is not None:
+            h, c = clear(cut, h), clear(cut, c)
         if SLICED:
             write_words(exchange_ptr + (t + 1) % 2 * exchanged + offs_x, h, t)
-        write_step(i, f, g, o, h, c, out_ptr, gates_ptr, cells_ptr, offs_h, alive, SIZE, SLICED)
+        write_step(i, f, g, o, h_t, c_t, out_ptr, gates_ptr, cells_ptr, offs_h, alive, SIZE, SLICED)
         if offsets_ptr is None:
             output_ptr += step_h
         if gates_ptr is not None:
@@ -340,12 +414,17 @@ def lstm_forward_kernel(
 
 
 def lstm_forward(
-    gates_ih, weight_hh, h_0, c_0, output, h_n, c_n, gates, cells, tile, offsets=None, meeting=None
+    gates_ih, bias_ih, bias_hh, weight_hh, h_0, c_0, output, h_n, c_n, gates, cells, weight_hh_t,
+    layer, D, tile, offsets=None, resets=None, meeting=None,
 ):  # fmt: skip
     """Launch lstm_forward_kernel, whose docstring has the shapes. tile: config.tile(...); meeting:
     of slices, else None.
     """
-    D, B, H = h_n.shape
+    _, B, H = c_n.shape
     T = output.shape[0] if offsets is None else offsets.shape[0] - 1
-    arguments = gates_ih, weight_hh, h_0, c_0, offsets, output, h_n, c_n, gates, cells
-    launch(lstm_forward_kernel, arguments, T, B, H, D, tile, meeting)
+    arguments = (
+        gates_ih, bias_ih, bias_hh, weight_hh, h_0, c_0, offsets, resets,
+        output, h_n, c_n, gates, cells, weight_hh_t,
+    )  # fmt: skip
+    more = 0 if weight_hh_t is None else transposers(tile["BLOCK_H"])
+    launch(lstm_forward_kernel, arguments, layer, T, B, H, D, tile, meeting, more)

@@ -214,6 +214,65 @@ def step_rows(offsets_ptr, step, T, backwards):
 
 
 @inline
+def load_units(pointer, first, H: tl.constexpr, BLOCK_H: tl.constexpr, SLICED: tl.constexpr):
+    """A float32 number for each unit from `first` on, to broadcast with a tile; zeros from H on."""
+    unit = tl.arange(0, BLOCK_H)[None, :] if SLICED else tl.arange(0, BLOCK_H)[:, None]
+    pointers, mask = pointer + first + unit, first + unit < H
+    if INTERPRETED:
+        return tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+    else:
+        return _load_in_place(pointers, mask).to(tl.float32)
+
+
+@inline
+def load_cuts(resets_ptr, offsets_ptr, step, T, B, lane, backwards):
+    """Which sequences, of those in `lane`, lose their state between a step and the next, which the
+    later of the two in time says; backwards, 0 or 1: counted from the last. After the last: none.
+    """
+    time = tl.minimum(step + 1 + backwards * (T - 2 - 2 * step), T - 1)
+    if offsets_ptr is None:
+        begin, count = time * B.to(tl.int64), B
+    else:
+        begin = tl.load(offsets_ptr + time)
+        count = tl.load(offsets_ptr + time + 1) - begin
+    pointers = resets_ptr + begin + lane
+    mask = (lane < count) & (step + 1 < T)
+    if INTERPRETED:
+        return tl.load(pointers, mask=mask, other=0) != 0
+    else:
+        return _load_in_place(pointers, mask) != 0
+
+
+@inline
+def _load_in_place(pointers, mask):
+    """Numbers in the layout of the pointers, where tl.load would take one of its own; zeros where
+    the mask is not. Bytes become int32.
+    """
+    addresses, mask = pointers.to(tl.int64), mask.to(tl.int32)
+    if pointers.dtype.element_ty == tl.uint8:
+        return tl.inline_asm_elementwise(
+            "{ .reg .pred p; setp.ne.s32 p, $2, 0; mov.b32 $0, 0; @p ld.global.nc.u8 $0, [$1]; }",
+            "=&r,l,r", [addresses, mask], dtype=tl.int32, is_pure=True, pack=1,
+        )  # fmt: skip
+    elif pointers.dtype.element_ty == tl.float32:
+        return tl.inline_asm_elementwise(
+            "{ .reg .pred p; setp.ne.s32 p, $2, 0; mov.b32 $0, 0; @p ld.global.nc.b32 $0, [$1]; }",
+            "=&r,l,r", [addresses, mask], dtype=tl.float32, is_pure=True, pack=1,
+        )  # fmt: skip
+    else:
+        return tl.inline_asm_elementwise(
+            "{ .reg .pred p; setp.ne.s32 p, $2, 0; mov.b16 $0, 0; @p ld.global.nc.b16 $0, [$1]; }",
+            "=&h,l,r", [addresses, mask], dtype=pointers.dtype.element_ty, is_pure=True, pack=1,
+        )  # fmt: skip
+
+
+@inline
+def clear(flags, x):
+    """A tile with zeros for the sequences with a flag (`lanes`)."""
+    return tl.where(tl.broadcast_to(flags, (x.shape[0], x.shape[1])), 0.0, x)
+
+
+@inline
 def choose(flags, x, y):
     """x for the sequences with a flag (`lanes`), else y: tiles."""
     return tl.where(tl.broadcast_to(flags, (x.shape[0], x.shape[1])), x, y)

@@ -60,11 +60,15 @@ class Meeting(NamedTuple):
     at_once: int
 
 
-def launch(kernel, arguments, T, B, H, D, tile, meeting):
-    """Launch forward or backward: all of it at once, or slices as they meet."""
+def launch(kernel, arguments, layer, T, B, H, D, tile, meeting, more=0):
+    """Launch forward or backward: all of it at once, or slices as they meet.
+
+    more: programs besides those of the tiles, of one slice.
+    """
     tiles = triton.cdiv(B, tile["BLOCK_B"])
     if meeting is None:
-        kernel[(tiles, D)](*arguments, None, None, T, B, None, None, None, None, H, D, **tile)
+        grid = tiles + more, D
+        kernel[grid](*arguments, None, None, layer, T, B, None, None, None, None, H, D, **tile)
         return
     S = triton.cdiv(H, tile["BLOCK_H"])
     exchange, states, at_once = meeting
@@ -75,7 +79,7 @@ def launch(kernel, arguments, T, B, H, D, tile, meeting):
         parts = [((min(at_once, tiles - n), D, S), 0, T, n) for n in first_tiles]
     for grid, begin, end, first_tile in parts:
         kernel[grid](
-            *arguments, exchange, states, T, B, begin, end, first_tile, tiles, H, D, **tile,
+            *arguments, exchange, states, layer, T, B, begin, end, first_tile, tiles, H, D, **tile,
             launch_cooperative_grid=at_once > 0,
         )  # fmt: skip
 

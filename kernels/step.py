@@ -48,15 +48,16 @@ def _dot(x, w, z, PRECISION: tl.constexpr):
 @triton.jit(do_not_specialize=["B"])
 def lstm_step_kernel(
     input_ptr, weight_ih_ptr, weight_hh_ptr, bias_ih_ptr, bias_hh_ptr, h_0_ptr, c_0_ptr,
-    h_1_ptr, c_1_ptr, gates_ptr,
+    h_1_ptr, c_1_ptr, output_ptr, gates_ptr,
     B, I, H, stride_input, stride_h_0, stride_c_0,
     BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_B sequences by BLOCK_H units of one step.
 
     Shapes: input (B, I); weight_ih (4, H, I); weight_hh (4, H, H); biases (4, H) or both None;
-        h_0, c_0 (B, H), or both None for zeros; h_1, c_1 (B, H); gates (B, 4, H), i, f, g, o after
-        activation, None where no gradient is wanted. One dtype, all contiguous save input, h_0 and
+        h_0, c_0 (B, H), or both None for zeros; h_1, c_1 (B, H); output (B, H), None
+        where h_1 is not wanted twice; gates (B, 4, H), i, f, g, o after activation, None where no
+        gradient is wanted. One dtype, all contiguous save input, h_0 and
         c_0, whose rows are their stride apart.
     Numerics: products accumulate and the cell runs in float32; PRECISION: of float32 products,
         "tf32" or "ieee".
@@ -91,6 +92,8 @@ def lstm_step_kernel(
     offs = row[:, None] * H + unit[None, :]
     tl.store(h_1_ptr + offs, h.to(dtype), mask=mask)
     tl.store(c_1_ptr + offs, c.to(dtype), mask=mask)
+    if output_ptr is not None:
+        tl.store(output_ptr + offs, h.to(dtype), mask=mask)
     if gates_ptr is not None:
         gates_ptr += row[:, None] * (4 * H) + unit[None, :]
         tl.store(gates_ptr, i.to(dtype), mask=mask)
@@ -159,13 +162,13 @@ def _rows_and_units(BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr):
 
 
 def lstm_step(
-    input, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, h_1, c_1, gates, tile
+    input, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, h_1, c_1, output, gates, tile
 ):  # fmt: skip
     """Launch lstm_step_kernel, whose docstring has the shapes. tile: config.step_tile(...)."""
     (B, H), I = h_1.shape, input.shape[1]
     strides = [0 if x is None else x.stride(0) for x in (input, h_0, c_0)]
     lstm_step_kernel[_grid(B, H, tile)](
-        input, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, h_1, c_1, gates,
+        input, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, h_1, c_1, output, gates,
         B, I, H, *strides, **tile,
     )  # fmt: skip
 

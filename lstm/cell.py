@@ -5,7 +5,7 @@ from torch import nn
 
 from . import plan as plans
 from . import reference
-from .checks import alike, two_tensors
+from .checks import alike, differentiable, two_tensors
 from .layer import contiguous, grad_biases
 from .precision import compute_dtype, matmul_fp32_precision
 
@@ -44,7 +44,10 @@ class LSTMCell(nn.LSTMCell):
             tensors = [x if x is None else x.to(dtype) for x in tensors]
         if input.dim() == 1:
             tensors[:3] = [x if x is None else x.unsqueeze(0) for x in tensors[:3]]
-        h_1, c_1 = lstm_cell(*tensors, dict(plan.tile))
+        if plan.path == "reference":
+            h_1, c_1 = _one_step(*tensors)
+        else:
+            h_1, c_1 = lstm_cell(*tensors, dict(plan.tile))
         return (h_1.squeeze(0), c_1.squeeze(0)) if input.dim() == 1 else (h_1, c_1)
 
     def explain(self, input, hx=None):
@@ -52,10 +55,7 @@ class LSTMCell(nn.LSTMCell):
 
         Returns: lstm.Plan, which prints well.
         """
-        refusal = plans.refusal(input)
-        if refusal:
-            return refusal
-        plan = plans.cell_plan(
+        plan = plans.refusal(input) or plans.cell_plan(
             self.input_size,
             self.hidden_size,
             len(input) if input.dim() == 2 else 1,
@@ -99,7 +99,7 @@ def lstm_cell(input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, tile):
     Returns: h_1, c_1 (B, H), in input.dtype.
     """
     tensors = input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+    if differentiable(tensors):
         return _LSTMCell.apply(tile, *tensors)
     return _forward(tile, *tensors, save=False)[:2]
 
@@ -134,7 +134,7 @@ def _forward(tile, input, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, save
     gates = input.new_empty(B, 4, H) if save else None
     weights = map(contiguous, (weight_ih, weight_hh, bias_ih, bias_hh))
     with torch.cuda.device_of(input):
-        lstm_step(_rows(input), *weights, _rows(h_0), _rows(c_0), h_1, c_1, gates, tile)
+        lstm_step(_rows(input), *weights, _rows(h_0), _rows(c_0), h_1, c_1, None, gates, tile)
     return h_1, c_1, gates
 
 
@@ -169,7 +169,7 @@ def _backward(
 
 
 def _one_step(input, h_0, c_0, *weights):
-    """The step by the equations."""
+    """`lstm_cell` by the equations."""
     h_0, c_0 = (x if x is None else x[None] for x in (h_0, c_0))
     weights = tuple(x for x in weights if x is not None)
     _, h_n, c_n = reference.lstm(input[None], h_0, c_0, [weights])

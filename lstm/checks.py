@@ -1,6 +1,9 @@
 """What a module looks at in a call before a kernel starts."""
 
+from functools import lru_cache
+
 import torch
+from torch.nn.utils.rnn import PackedSequence
 
 from .precision import compute_dtype
 
@@ -15,3 +18,43 @@ def alike(tensors):
     """Whether all are on the device of the first, and compute in its dtype."""
     device, dtype = tensors[0].device, compute_dtype(tensors[0])
     return all(x.device == device and compute_dtype(x) == dtype for x in tensors)
+
+
+def differentiable(tensors):
+    """Whether autograd follows a function of these, of which some may be None."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+@lru_cache
+def weight_sizes(input_size, hidden_size, num_layers, bias, D, proj_size):
+    """The shape of each weight, in nn.LSTM's order."""
+    rows, h_size, sizes = 4 * hidden_size, proj_size or hidden_size, []
+    for layer in range(num_layers):
+        weights = [(rows, D * h_size if layer else input_size), (rows, h_size)]
+        weights += 2 * [(rows,)] if bias else []
+        weights += [(proj_size, hidden_size)] if proj_size else []
+        sizes += D * weights
+    return sizes
+
+
+def check_resets(resets, input):
+    """Whether resets go with an input, both as a user gives them.
+
+    Raises: TypeError, ValueError, RuntimeError, as nn.LSTM does for hx.
+    """
+    packed = isinstance(input, PackedSequence)
+    if isinstance(resets, PackedSequence) != packed:
+        raise TypeError("resets must be a PackedSequence if input is one, and only then")
+    if packed:
+        if not torch.equal(resets.batch_sizes, input.batch_sizes):
+            raise ValueError("resets and input are not packed alike: their batch_sizes differ")
+        resets, input, shape = resets.data, input.data, input.data.shape[:1]
+    else:
+        shape = input.shape[:-1]
+    if not isinstance(resets, torch.Tensor) or resets.dtype != torch.bool:
+        kind = getattr(resets, "dtype", type(resets).__name__)
+        raise TypeError(f"resets must be a tensor of torch.bool, got {kind}")
+    if resets.shape != shape:
+        raise ValueError(f"resets has shape {tuple(resets.shape)}, expected {tuple(shape)}")
+    if resets.device != input.device:
+        raise RuntimeError(f"resets is on {resets.device}, and input on {input.device}")

@@ -1,6 +1,7 @@
 """LSTM: torch.nn.LSTM's interface over the kernels, or PyTorch's LSTM where they don't serve."""
 
-from functools import lru_cache
+import copy
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -8,9 +9,9 @@ from torch.nn import functional as F
 from torch.nn.modules.rnn import RNNBase
 from torch.nn.utils.rnn import PackedSequence
 
+from . import layer, ops, recompute, reference
 from . import plan as plans
-from .checks import alike, two_tensors
-from .layer import by_layer, lstm
+from .checks import alike, check_resets, differentiable, two_tensors, weight_sizes
 from .packing import Packing
 from .precision import compute_dtype, fp32_precision
 
@@ -23,7 +24,10 @@ class LSTM(RNNBase):
 
     Args, shapes, returns and errors are those of torch.nn.LSTM: (input_size, hidden_size,
     num_layers=1, bias=True, batch_first=False, dropout=0.0, bidirectional=False, proj_size=0,
-    device=None, dtype=None).
+    device=None, dtype=None), and one more, by name:
+        recompute: of long sequences, how many steps to compute again together in backward, which
+            saves the memory of their gates until then, for the time of a second forward; 0, the
+            default: none. Results are the same. It may be set later: lstm.recompute = 512.
 
     Calls the kernels do not serve, `explain` tells which and why, run PyTorch's own LSTM: same
     result, its speed.
@@ -35,55 +39,117 @@ class LSTM(RNNBase):
     It is no subclass of nn.LSTM, which torch.compile does not take.
     """
 
-    def __init__(self, *args, **kwargs):
+    # Also of modules that `convert` made, or that were pickled before there was one.
+    recompute = 0
+
+    def __init__(self, *args, recompute=0, **kwargs):
         super().__init__("LSTM", *args, **kwargs)
+        if recompute:
+            self.recompute = recompute
 
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
     check_forward_args = nn.LSTM.check_forward_args
     permute_hidden = nn.LSTM.permute_hidden
 
-    def forward(self, input, hx=None):
+    def __prepare_scriptable__(self):
+        """What torch.jit.script compiles instead: nn.LSTM with the same parameters."""
+        theirs = copy.copy(self)
+        theirs.__class__ = nn.LSTM
+        return theirs
+
+    def extra_repr(self):
+        return super().extra_repr() + (f", recompute={self.recompute}" if self.recompute else "")
+
+    def forward(self, input, hx=None, resets=None):
         """nn.LSTM's forward.
 
         Args: input (T, B, I), (B, T, I) if batch_first, (T, I) unbatched, or a PackedSequence; hx:
             (h_0, c_0), each (D num_layers, B, H), (D num_layers, H) unbatched, of D directions;
-            zeros if None.
+            zeros if None; resets: bool, input's shape without I, or a PackedSequence like input's:
+            True where a new sequence begins, into which no state passes from the step before, nor,
+            in the other direction, back. At the first step it drops hx. None for no such step.
         Returns: output, (h_n, c_n), with input's layout and hx's shapes.
         """
         if torch.compiler.is_compiling():
-            # It does not see into a Triton launch behind an autograd.Function. No decorator: that
-            # would import the compiler, and with it Triton, for everybody.
-            return torch.compiler.disable(self._forward)(input, hx)
-        return self._forward(input, hx)
+            if isinstance(input, PackedSequence):
+                # No decorator: that would import the compiler, and with it Triton, for everybody.
+                return torch.compiler.disable(self._planned)(input, hx, resets)
+            return self._compiled(input, hx, resets)
+        return self._planned(input, hx, resets)
 
-    def _forward(self, input, hx):
-        plan = self.explain(input, hx)
+    def _planned(self, input, hx, resets):
+        """A call on the path that `explain` names."""
+        plan = self.explain(input, hx, resets)
         if plan.path == "torch":
             return nn.LSTM.forward(self, input, hx)
+        precision = fp32_precision()
 
-        weights = self._weights()
-        packing = None
+        def run(input, h_0, c_0, layers, masks, resets, D, packing):
+            if plan.path == "reference":
+                sizes = packing and packing.batch_sizes
+                return reference.lstm(input, h_0, c_0, layers, masks, resets, D, sizes)
+            options = dict(plan.tile), plan.at_once, plan.one_step, packing
+            call = layer.Call(len(layers), D, precision, *options)
+            return layer.lstm(call, input, h_0, c_0, layers, masks, resets)
+
+        return self._call(run, input, hx, resets)
+
+    def _compiled(self, input, hx, resets):
+        """A call within torch.compile or torch.export, as an operator that plans when it runs."""
+        if torch.onnx.is_in_onnx_export() and resets is None:
+            # Which has a node for it.
+            return nn.LSTM.forward(self, input, hx)
+        if input.dim() not in (2, 3):
+            raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
+        batch_dim = 0 if self.batch_first else 1
+        batched = input if input.dim() == 3 else input.unsqueeze(batch_dim)
+        if hx is None:
+            self.check_input(batched, None)
+        else:
+            states = hx if input.dim() == 3 else tuple(x.unsqueeze(1) for x in hx)
+            self.check_forward_args(batched, states, None)
+        if resets is not None:
+            check_resets(resets, input)
+        precision, transformed = fp32_precision(), plans.transformed()
+
+        def run(input, h_0, c_0, layers, masks, resets, D, packing):
+            if transformed:
+                return reference.lstm(input, h_0, c_0, layers, masks, resets, D)
+            return ops.lstm(input, h_0, c_0, layers, masks, resets, D, precision)
+
+        return self._call(run, input, hx, resets)
+
+    def _call(self, run, input, hx, resets):
+        """What `run` computes, of tensors as layer.lstm has them, in the form that nn.LSTM returns.
+
+        run(input, h_0, c_0, layers, masks, resets, D, packing) gives output, h_n, c_n.
+        """
+        weights, packing = self._weights(), None
         if isinstance(input, PackedSequence):
             input, batch_sizes, order, restore = input
             packing = Packing(batch_sizes, input.device)
             hx = hx if hx is None else self.permute_hidden(hx, order)
+            resets = resets if resets is None else resets.data
         h_0, c_0 = (None, None) if hx is None else hx
-        dtype = compute_dtype(input)
         if torch.is_autocast_enabled(input.device.type):
+            dtype = compute_dtype(input)
             weights = [weight.to(dtype) for weight in weights]
             input, h_0, c_0 = (x if x is None else x.to(dtype) for x in (input, h_0, c_0))
         batched = packing or input.dim() == 3
         if not batched:
-            input = input.unsqueeze(1)
-            h_0, c_0 = (x if x is None else x.unsqueeze(1) for x in (h_0, c_0))
+            input, h_0, c_0, resets = (
+                x if x is None else x.unsqueeze(1) for x in (input, h_0, c_0, resets)
+            )
         elif self.batch_first and not packing:
-            input = input.transpose(0, 1)
+            input, resets = (x if x is None else x.transpose(0, 1) for x in (input, resets))
 
         D = 2 if self.bidirectional else 1
-        output, h_n, c_n = lstm(
-            input, h_0, c_0, by_layer(weights, self.num_layers * D), self._dropout_masks(input, D),
-            dict(plan.tile), fp32_precision(), D, packing, plan.at_once,
-        )  # fmt: skip
+        layers, masks = layer.by_layer(weights, self.num_layers * D), self._dropout_masks(input, D)
+        arguments = input, h_0, c_0, layers, masks, resets, D, packing
+        if self.recompute and differentiable((input, h_0, c_0, *weights)):
+            output, h_n, c_n = recompute.lstm(run, *arguments, self.recompute)
+        else:
+            output, h_n, c_n = run(*arguments)
         if packing:
             output = PackedSequence(output, batch_sizes, order, restore)
             return output, self.permute_hidden((h_n, c_n), restore)
@@ -91,28 +157,42 @@ class LSTM(RNNBase):
             return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
         return output.transpose(0, 1) if self.batch_first else output, (h_n, c_n)
 
-    def explain(self, input, hx=None):
-        """Which path a call with this input takes, its tiles and warps, and the reason.
+    def explain(self, input, hx=None, resets=None):
+        """Which path a call with these takes, its tiles and warps, and the reason.
 
         Returns: lstm.Plan, which prints well.
+        Raises: what the call raises for resets that do not go with the input.
         """
         x = input.data if isinstance(input, PackedSequence) else input
-        refusal = plans.refusal(x)
-        if refusal:
-            return refusal
-        plan = plans.plan(
-            self.hidden_size,
-            self._batch(input),
-            compute_dtype(x),
-            plans.capability(x.device),
-            plans.interpreted(),
-            fp32_precision(),
-            self.bidirectional,
-            plans.multiprocessors(x.device),
-        )
-        if plan.path == "fused" and not self._accepts(input, hx):
+        plan = plans.forced(plans.refusal(x) or self._plan(input, x, hx))
+        if resets is not None and isinstance(x, torch.Tensor):
+            check_resets(resets, input)
+            if plan.path == "torch":
+                # Which has none.
+                plan = replace(plan, path="reference")
+        if plan.path != "torch" and not self._accepts(input, hx):
             return plans.MISFIT
-        return plans.forced(plan)
+        return plan
+
+    def _plan(self, input, x, hx):
+        batch, dtype, precision = self._batch(input), compute_dtype(x), fp32_precision()
+        if self._one_step(input) and not differentiable((x, *(hx or ()), *self._weights())):
+            input_size = max(self.input_size, self.hidden_size * (self.num_layers > 1))
+            plan = plans.cell_plan(
+                input_size, self.hidden_size, batch, dtype, plans.capability(x.device),
+                plans.interpreted(), precision,
+            )  # fmt: skip
+            if plan.path == "fused":
+                return plan
+        return plans.plan_on(
+            x.device, self.hidden_size, batch, dtype, precision, self.bidirectional
+        )
+
+    def _one_step(self, input):
+        """Whether a step is all, as in streaming inference, and of a kind that a launch does."""
+        if isinstance(input, PackedSequence) or self.bidirectional or self.proj_size:
+            return False
+        return input.shape[1 if input.dim() == 3 and self.batch_first else 0] == 1
 
     def _batch(self, input):
         """Sequences in an input of any kind."""
@@ -135,7 +215,7 @@ class LSTM(RNNBase):
         D = 2 if self.bidirectional else 1
         # A replaced parameter may have any shape, and the kernels would read past its end.
         sizes = self.input_size, self.hidden_size, self.num_layers, self.bias, D, self.proj_size
-        if any(x.shape != size for x, size in zip(weights, _weight_sizes(*sizes), strict=True)):
+        if any(x.shape != size for x, size in zip(weights, weight_sizes(*sizes), strict=True)):
             return False
         tensors = [input, *weights]
         if hx is not None:
@@ -160,15 +240,3 @@ class LSTM(RNNBase):
             return None
         size = (*input.shape[:-1], D * (self.proj_size or self.hidden_size))
         return [F.dropout(input.new_ones(size), self.dropout) for _ in range(self.num_layers - 1)]
-
-
-@lru_cache
-def _weight_sizes(input_size, hidden_size, num_layers, bias, D, proj_size):
-    """The shape of each weight, in nn.LSTM's order."""
-    rows, h_size, sizes = 4 * hidden_size, proj_size or hidden_size, []
-    for layer in range(num_layers):
-        weights = [(rows, D * h_size if layer else input_size), (rows, h_size)]
-        weights += 2 * [(rows,)] if bias else []
-        weights += [(proj_size, hidden_size)] if proj_size else []
-        sizes += D * weights
-    return sizes

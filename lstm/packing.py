@@ -59,6 +59,28 @@ class Packing:
         lengths = (self.offsets.diff()[:, None] > sequence).sum(0)
         return sequence, self.offsets[lengths - 1] + sequence
 
+    @cached_property
+    def host_offsets(self):
+        """`offsets` as a list."""
+        return [0, *self.batch_sizes.cumsum(0).tolist()]
+
+    def part(self, begin, end):
+        """The rows of the steps from begin to end, as a batch of their own."""
+        return Packing(self.batch_sizes[begin:end], self.offsets.device)
+
+    @cached_property
+    def turned(self):
+        """Of each row of the batch with its sequences turned around: the row that comes there, and
+        the row of the step after that one in time, or as many as there are rows after the last.
+        """
+        device = self.offsets.device
+        step = self._spread(torch.arange(self.T, device=device))
+        sequence = torch.arange(self.rows, device=device) - self._spread(self.offsets[:-1])
+        lengths = (self.offsets.diff()[:, None] > torch.arange(self.B, device=device)).sum(0)
+        time = lengths[sequence] - 1 - step
+        later = self.offsets[time + 1] + sequence
+        return self.offsets[time] + sequence, torch.where(step == 0, self.rows, later)
+
     def _spread(self, steps):
         """A number for each step to one for each row."""
         return torch.repeat_interleave(steps, self.offsets.diff(), output_size=self.rows)

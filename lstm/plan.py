@@ -1,10 +1,13 @@
 """Which path a call takes, and why: a pure function of its sizes, dtype and card. Needs no GPU."""
 
 import os
+import warnings
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
+from importlib.util import find_spec
 
 import torch
+from torch.autograd import forward_ad
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Launches one after the other, each for as many sequences as the card has room for at once.
@@ -16,12 +19,15 @@ MIN_CAPABILITY = (8, 0)  # mma.sync on bfloat16, and tanh.approx
 class Plan:
     """How one call of an LSTM or LSTMCell runs.
 
-    path: "fused", our kernels, or "torch", PyTorch's own module.
+    path: "fused", our kernels; "torch", PyTorch's own module; or "reference", the equations in
+        plain torch, a step at a time.
     reason: why, in a few words.
     tile: fused: what one program works on, keyword arguments of a launch (kernels/config.py).
     programs: fused: programs of each layer and pass.
     slices: fused: programs that share the units of one tile, and exchange h at every step.
     at_once: fused, several slices: tiles of one launch; 0 for a launch for each step.
+    one_step: fused: a launch does the input product, too, of a single step that is not
+        differentiated.
     operands: fused: what the products multiply: a dtype's name, "two float16", or "tf32".
     """
 
@@ -32,10 +38,13 @@ class Plan:
     operands: str = ""
     slices: int = 1
     at_once: int = 0
+    one_step: bool = False
 
     def __str__(self):
         if self.path == "torch":
             return f"PyTorch's own module: {self.reason}"
+        if self.path == "reference":
+            return f"plain torch, a step at a time: {self.reason}"
         tile = dict(self.tile)
         return (
             f"fused kernels: {self.reason}\n"
@@ -45,7 +54,9 @@ class Plan:
         )
 
     def _exchange(self):
-        """How slices exchange, as one more line."""
+        """How slices exchange, or that there is a single step, as one more line."""
+        if self.one_step:
+            return "\n  one launch for a layer's step, its input product in it"
         if self.slices == 1:
             return ""
         tiles = self.programs // self.slices
@@ -55,7 +66,8 @@ class Plan:
 
 NO_GPU = Plan("torch", "no NVIDIA GPU, and Triton's interpreter is off")
 NO_TENSOR = Plan("torch", "the input is no tensor")
-TRANSFORMED = Plan("torch", "a torch.func transform or torch.jit.trace is active")
+TRANSFORMED = Plan("reference", "a torch.func transform or forward-mode differentiation is active")
+TRACED = Plan("torch", "torch.jit.trace is active")
 EMPTY = Plan("torch", "the batch is empty")
 # PyTorch's own module has the error for it.
 MISFIT = Plan("torch", "input, hx and weights do not fit together")
@@ -93,17 +105,47 @@ def forced(plan):
     return replace(plan, at_once=0) if force == "stepwise" and plan.at_once else plan
 
 
+@lru_cache
+def device_refusal(device):
+    """The plan of all calls on a device that no kernel can run on; else None.
+
+    Of a GPU it says so, once.
+    """
+    if interpreted() and device.type in ("cpu", "cuda"):
+        return None
+    if device.type != "cuda":
+        return NO_GPU
+    if torch.version.hip is not None:
+        refused = Plan("torch", "AMD GPUs are not supported yet")
+    elif find_spec("triton") is None:
+        refused = Plan("torch", "Triton is not installed")
+    else:
+        refused = _too_old(capability(device))
+    if refused:
+        warnings.warn(f"lstm.LSTM runs {refused} (on {device})", stacklevel=2)
+    return refused
+
+
+def transformed():
+    """Whether torch.func transforms what runs, or forward-mode differentiation follows it."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 def refusal(input):
     """The plan of a call that no kernel can run, whatever its sizes are; else None."""
     if not isinstance(input, torch.Tensor):
         return NO_TENSOR
-    if capability(input.device) is None and not (
-        interpreted() and input.device.type in ("cpu", "cuda")
-    ):
-        return NO_GPU
-    if torch._C._are_functorch_transforms_active() or torch.jit.is_tracing():
+    if transformed():
         return TRANSFORMED
-    return None
+    return TRACED if torch.jit.is_tracing() else device_refusal(input.device)
+
+
+def plan_on(device, hidden_size, batch, dtype, precision, bidirectional):
+    """`plan` for a device that is there."""
+    return device_refusal(device) or plan(
+        hidden_size, batch, dtype, capability(device), interpreted(), precision, bidirectional,
+        multiprocessors(device),
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=1024)
@@ -179,7 +221,7 @@ def cell_plan(input_size, hidden_size, batch, dtype, card, interpret=False, prec
     programs = -(-batch // tile["BLOCK_B"]) * -(-hidden_size // tile["BLOCK_H"])
     return Plan(
         "fused", _where(card, interpret), tuple(tile.items()), programs,
-        "tf32" if tf32 else str(dtype).removeprefix("torch."),
+        "tf32" if tf32 else str(dtype).removeprefix("torch."), one_step=True,
     )  # fmt: skip
 
 
@@ -187,11 +229,17 @@ def _refused(card, interpret, dtype, batch):
     """The plan of a call that no kernel can run; else None."""
     if not interpret and card is None:
         return NO_GPU
-    if not interpret and card < MIN_CAPABILITY:
-        return Plan("torch", f"compute capability {card[0]}.{card[1]} is below 8.0")
+    if not interpret and (too_old := _too_old(card)):
+        return too_old
     if dtype not in DTYPES:
         return Plan("torch", f"{dtype} is not on the kernels")
     return EMPTY if batch == 0 else None
+
+
+def _too_old(card):
+    if card < MIN_CAPABILITY:
+        return Plan("torch", f"compute capability {card[0]}.{card[1]} is below 8.0")
+    return None
 
 
 def _where(card, interpret):

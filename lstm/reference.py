@@ -4,14 +4,17 @@ import torch
 from torch.nn import functional as F
 
 
-def lstm(input, h_0, c_0, layers, masks=None, linear=F.linear, D=1, batch_sizes=None):
+def lstm(
+    input, h_0, c_0, layers, masks=None, resets=None, D=1, batch_sizes=None, linear=F.linear
+):  # fmt: skip
     """layer.lstm by the equations, one step at a time; differentiable to any order.
 
-    Args, shapes and returns: as layer.lstm; linear: what multiplies with a weight, to model a
-    rounding; batch_sizes: of a packed input (rows, I), sequences of each step.
+    Args, shapes and returns: as layer.lstm; D: directions; batch_sizes: of a packed input (rows,
+    I), sequences of each step; linear: what multiplies with a weight, to model a rounding.
     """
     sizes = input.shape[0] * [input.shape[1]] if batch_sizes is None else batch_sizes.tolist()
     rows, size = layers[0][1].shape
+    cuts = None if resets is None else resets.flatten().split(sizes)
     h_n, c_n, outputs = [], [], []
     x = input
     for n, weights in enumerate(layers):
@@ -23,6 +26,9 @@ def lstm(input, h_0, c_0, layers, masks=None, linear=F.linear, D=1, batch_sizes=
         reverse = n % D == 1
         output = [None] * len(sizes)
         for t in reversed(range(len(sizes))) if reverse else range(len(sizes)):
+            # Between two steps the later one in time has the flag.
+            if cuts is not None and t + reverse < len(sizes):
+                h, c = _cut(h, cuts[t + reverse]), _cut(c, cuts[t + reverse])
             # The others have ended, or not begun.
             alive = sizes[t]
             z = gates_ih[t] + linear(h[:alive], weight_hh)
@@ -42,6 +48,12 @@ def lstm(input, h_0, c_0, layers, masks=None, linear=F.linear, D=1, batch_sizes=
             if masks and layer < len(masks):
                 x = x * masks[layer]
     return x, torch.stack(h_n), torch.stack(c_n)
+
+
+def _cut(state, flags):
+    """Zeros where the first sequences have a flag."""
+    n = len(flags)
+    return torch.cat((state[:n].masked_fill(flags[:, None], 0), state[n:]))
 
 
 def backward(function, inputs, needs, grads):

@@ -60,6 +60,7 @@ class Case:
     D: int = 1
     batch_sizes: torch.Tensor | None = None
     precision: str = "tf32"
+    resets: torch.Tensor | None = None
 
     def double(self):
         return replace(
@@ -110,15 +111,26 @@ def exact(*size, **options):
     return replace(make_case(*size, **options), precision="ieee")
 
 
+def reset(case, share=0.3):
+    """The case, not packed yet, with new sequences at this share of the steps."""
+    resets = torch.rand(case.input.shape[:2]) < share
+    # One in each of these places, whatever was drawn: the first step, two after each other, the
+    # last.
+    resets[0, 0] = resets[-2:, -1] = True
+    return replace(case, resets=resets.to(case.input.device))
+
+
 def packed(case, lengths):
     """The case with its sequences cut to these lengths, longest first, and packed."""
     given = pack_padded_sequence(case.input, lengths)
     output = case.upstream["output"]
     if output is not None:
         output = pack_padded_sequence(output, lengths).data
+    resets = case.resets
     return replace(
         case,
         input=given.data,
+        resets=resets if resets is None else pack_padded_sequence(resets, lengths).data,
         upstream=case.upstream | {"output": output},
         batch_sizes=given.batch_sizes,
     )
@@ -144,34 +156,38 @@ def planned(case):
     )  # fmt: skip
 
 
-def ours(case, **changes):
-    """Outputs and gradients of lstm.layer.lstm. changes: of the tile."""
+def call_of(case, **changes):
+    """How the module would have the kernels run a case. changes: of the tile."""
     plan = planned(case)
     tile = dict(plan.tile) | changes
-    return _results(
-        lambda *args: layer.lstm(
-            *args, case.masks, tile, case.precision, case.D, packing(case), plan.at_once
-        ),
-        case,
+    return layer.Call(
+        len(case.layers), case.D, case.precision, tile, plan.at_once, packing=packing(case)
     )
 
 
+def ours(case, **changes):
+    """Outputs and gradients of lstm.layer.lstm. changes: of the tile."""
+    call = call_of(case, **changes)
+    return _results(lambda *args: layer.lstm(call, *args, case.masks, case.resets), case)
+
+
+def by_reference(case, linear=torch.nn.functional.linear):
+    """Outputs and gradients of lstm.reference.lstm."""
+    options = case.masks, case.resets, case.D, case.batch_sizes, linear
+    return _results(lambda *args: reference.lstm(*args, *options), case)
+
+
 def truth(case):
-    case = case.double()
-    options = dict(D=case.D, batch_sizes=case.batch_sizes)
-    return _results(lambda *args: reference.lstm(*args, case.masks, **options), case)
+    return by_reference(case.double())
 
 
 def peer(case):
     tf32 = case.input.dtype == torch.float32 and case.precision == "tf32"
-    if case.masks is not None or (tf32 and not case.input.is_cuda):
-        case = case.double()
-        return _results(
-            lambda *args: reference.lstm(
-                *args, case.masks, _TF32Linear.apply, case.D, case.batch_sizes
-            ),
-            case,
-        )
+    if case.masks is not None or (tf32 and not (case.input.is_cuda and case.resets is None)):
+        return by_reference(case.double(), _TF32Linear.apply)
+    if case.resets is not None:
+        # nn.LSTM has none.
+        return by_reference(case)
 
     I, D, weights = case.input.shape[-1], case.D, case.layers[0]
     rows, columns = weights[1].shape

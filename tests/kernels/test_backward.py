@@ -21,24 +21,31 @@ def arguments(guarded, T=3, D=1, offsets=None):
     """Of lstm_backward, all tensors given, as a dict in its order. offsets: of packed rows."""
     rows = (T, B) if offsets is None else (int(offsets[-1]),)
     weight_hh = guarded.full(torch.randn(D, 4 * H, H) / 4)
+    weight_hh_t = guarded.empty(D, H, 4 * H)
     gates, cells = guarded.empty(D, 3, T, 4, SIZE), guarded.empty(D, 3, T + 1, SIZE)
     lstm_forward(
-        guarded.full(torch.randn(D, *rows, 4, H)), weight_hh,
+        guarded.full(torch.randn(D, *rows, 4, H)), guarded.full(torch.randn(D, 4, H)),
+        guarded.full(torch.randn(D, 4, H)), weight_hh,
         guarded.full(torch.randn(D, B, H)) if offsets is None else None,
         guarded.full(torch.randn(D, B, H)),
         guarded.empty(*rows, D, H), guarded.empty(D, B, H), guarded.empty(D, B, H),
-        gates, cells, TILE, offsets,
+        gates, cells, weight_hh_t, 0, D, TILE, offsets,
     )  # fmt: skip
+    assert torch.equal(weight_hh_t, weight_hh.mT)
     return {
         "gates": gates,
         "cells": cells,
-        "weight_hh_t": guarded.full(weight_hh.mT.contiguous()),
+        "weight_hh_t": weight_hh_t,
         "grad_output": guarded.full(torch.randn(*rows, D, H)),
         "grad_h_n": guarded.full(torch.randn(D, B, H)),
         "grad_c_n": guarded.full(torch.randn(D, B, H)),
         "grad_gates": guarded.empty(D, *rows, 4, H),
         "grad_h_0": guarded.empty(D, B, H),
         "grad_c_0": guarded.empty(D, B, H),
+        "layer": 0,
+        "D": D,
+        "T": T,
+        "B": B,
     }
 
 
@@ -52,7 +59,7 @@ def fresh(guarded, given):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_reads_and_writes_stay_within_the_tensors(T, D, dtype, device, monkeypatch):
     guarded = Guarded(device, dtype, monkeypatch)
-    lstm_backward(*arguments(guarded, T, D).values(), TILE, B)
+    lstm_backward(*arguments(guarded, T, D).values(), TILE)
     assert guarded.intact()
 
 
@@ -61,7 +68,7 @@ def test_reads_and_writes_stay_within_the_tensors(T, D, dtype, device, monkeypat
 def test_packed_reads_and_writes_stay_within_the_rows(offsets, D, device, monkeypatch):
     guarded = Guarded(device, torch.bfloat16, monkeypatch)
     T, offsets = len(offsets) - 1, guarded.integers(offsets)
-    lstm_backward(*arguments(guarded, T, D, offsets).values(), TILE, B, offsets)
+    lstm_backward(*arguments(guarded, T, D, offsets).values(), TILE, offsets)
     assert guarded.intact()
 
 
@@ -71,9 +78,9 @@ def test_no_upstream_gradient_is_zeros(name, dtype, device, monkeypatch):
     guarded = Guarded(device, dtype, monkeypatch)
     zeros = arguments(guarded)
     zeros[name].zero_()
-    lstm_backward(*zeros.values(), TILE, B)
+    lstm_backward(*zeros.values(), TILE)
     none = fresh(guarded, zeros) | {name: None}
-    lstm_backward(*none.values(), TILE, B)
+    lstm_backward(*none.values(), TILE)
     for result in RESULTS:
         assert torch.equal(none[result], zeros[result]), result
     assert guarded.intact()
@@ -82,10 +89,10 @@ def test_no_upstream_gradient_is_zeros(name, dtype, device, monkeypatch):
 def test_gradients_of_states_that_nobody_wants(device, monkeypatch):
     guarded = Guarded(device, torch.float32, monkeypatch)
     wanted = arguments(guarded)
-    lstm_backward(*wanted.values(), TILE, B)
+    lstm_backward(*wanted.values(), TILE)
     for unwanted in (["grad_h_0"], ["grad_c_0"], ["grad_h_0", "grad_c_0"]):
         others = fresh(guarded, wanted) | dict.fromkeys(unwanted)
-        lstm_backward(*others.values(), TILE, B)
+        lstm_backward(*others.values(), TILE)
         for result in set(RESULTS) - set(unwanted):
             assert torch.equal(others[result], wanted[result]), (unwanted, result)
 
@@ -98,14 +105,14 @@ def test_sliced_reads_and_writes_stay_within_the_tensors(T, D, packed, device, m
     rows = (offsets[-1],) if packed else (T, B)
     offsets = guarded.integers(offsets) if packed else None
     given, meeting = sliced(guarded, T, D, rows[0] if packed else None)
-    lstm_forward(*given.values(), SLICED_TILE, offsets, meeting)
+    lstm_forward(*given.values(), SLICED_TILE, offsets, None, meeting)
     S, size = given["gates"].shape[2], given["gates"].shape[-1]
     owners = SLICED_TILE["BLOCK_K"] // SLICED_TILE["BLOCK_H"]
     lstm_backward(
         given["gates"], given["cells"], guarded.full(given["weight_hh"].flatten(1, 2).mT),
         guarded.full(torch.randn(*rows, D, SLICED_H)), guarded.full(torch.randn(D, B, SLICED_H)),
         guarded.full(torch.randn(D, B, SLICED_H)), guarded.empty(D, *rows, 4, SLICED_H), None,
-        guarded.empty(D, B, SLICED_H), SLICED_TILE, B, offsets,
+        guarded.empty(D, B, SLICED_H), 0, D, T, B, SLICED_TILE, offsets, None,
         meeting._replace(
             exchange=guarded.full(torch.zeros(2, D, 3, owners, S, size), torch.float32),
             states=guarded.empty(2, D, 3, S, size, dtype=torch.float32),
@@ -125,7 +132,7 @@ def test_offsets_beyond_32_bits(monkeypatch):
     sizes = {
         "gates": (1, 1, 2, 4, H * 8),
         "cells": (1, 1, 3, H * 8),
-        "weight_hh_t": (1, H, 4, H),
+        "weight_hh_t": (1, H, 4 * H),
         "grad_output": (2, few, 1, H),
         "grad_h_n": (1, few, H),
         "grad_c_n": (1, few, H),
@@ -137,8 +144,8 @@ def test_offsets_beyond_32_bits(monkeypatch):
         "gates": (1, 8), "cells": (1, 8), "weight_hh_t": None, "grad_gates": (2, 1)
     }  # fmt: skip
     near, far, last = far_pair(sizes, batches, few, many)
-    lstm_backward(*near.values(), tile(H, few, 2, True), few)
+    lstm_backward(*near.values(), 0, 1, 2, few, tile(H, few, 2, True))
     run_only_program(monkeypatch, many // 8 - 1)
-    lstm_backward(*far.values(), tile(H, few, 2, True), many)
+    lstm_backward(*far.values(), 0, 1, 2, many, tile(H, few, 2, True))
     for name, x in last.items():
         assert torch.equal(x, near[name]), name

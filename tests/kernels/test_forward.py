@@ -20,6 +20,8 @@ def arguments(guarded, T=3, D=1, packed=None):
     rows = (T, B) if packed is None else (packed,)
     return {
         "gates_ih": guarded.full(torch.randn(D, *rows, 4, H)),
+        "bias_ih": guarded.full(torch.randn(D, 4, H)),
+        "bias_hh": guarded.full(torch.randn(D, 4, H)),
         "weight_hh": guarded.full(torch.randn(D, 4, H, H) / 4),
         "h_0": guarded.full(torch.randn(D, B, H)) if packed is None else None,
         "c_0": guarded.full(torch.randn(D, B, H)),
@@ -28,6 +30,9 @@ def arguments(guarded, T=3, D=1, packed=None):
         "c_n": guarded.empty(D, B, H),
         "gates": guarded.empty(D, 3, T, 4, SIZE),
         "cells": guarded.empty(D, 3, T + 1, SIZE),
+        "weight_hh_t": guarded.empty(D, H, 4 * H),
+        "layer": 0,
+        "D": D,
     }
 
 
@@ -80,7 +85,7 @@ def test_saving_changes_no_result(device, monkeypatch):
     guarded = Guarded(device, torch.float32, monkeypatch)
     saved = arguments(guarded)
     lstm_forward(*saved.values(), TILE)
-    others = saved | {"gates": None, "cells": None}
+    others = saved | {"gates": None, "cells": None, "weight_hh_t": None}
     others |= {name: guarded.empty(*saved[name].shape) for name in ("output", "h_n", "c_n")}
     lstm_forward(*others.values(), TILE)
     for result in ("output", "h_n", "c_n"):
@@ -99,6 +104,8 @@ def sliced(guarded, T=3, D=1, packed=None):
     rows = (T, B) if packed is None else (packed,)
     given = {
         "gates_ih": guarded.full(torch.randn(D, *rows, 4, H)),
+        "bias_ih": guarded.full(torch.randn(D, 4, H)),
+        "bias_hh": guarded.full(torch.randn(D, 4, H)),
         "weight_hh": guarded.full(torch.randn(D, 4, H, H) / 8),
         "h_0": None,
         "c_0": guarded.full(torch.randn(D, B, H)),
@@ -107,6 +114,9 @@ def sliced(guarded, T=3, D=1, packed=None):
         "c_n": guarded.empty(D, B, H),
         "gates": guarded.empty(D, 3, S, T, 4, size),
         "cells": guarded.empty(D, 3, S, T + 1, size),
+        "weight_hh_t": None,
+        "layer": 0,
+        "D": D,
     }
     exchange = guarded.full(torch.zeros(2, D, 3, SLICED_TILE["BLOCK_K"] * 8), torch.float32)
     return given, Meeting(exchange, guarded.empty(2, D, 3, S, size, dtype=torch.float32), 0)
@@ -124,7 +134,7 @@ def test_sliced_reads_and_writes_stay_within_the_tensors(T, D, device, monkeypat
 def test_sliced_packed_reads_and_writes_stay_within_the_rows(offsets, device, monkeypatch):
     guarded = Guarded(device, torch.float16, monkeypatch)
     given, meeting = sliced(guarded, len(offsets) - 1, 2, packed=offsets[-1])
-    lstm_forward(*given.values(), SLICED_TILE, guarded.integers(offsets), meeting)
+    lstm_forward(*given.values(), SLICED_TILE, guarded.integers(offsets), None, meeting)
     assert guarded.intact()
 
 
@@ -138,6 +148,8 @@ def test_offsets_beyond_32_bits(monkeypatch):
     H, few, many = 16, 8, 2**27 + 8
     sizes = {
         "gates_ih": (1, 2, few, 4, H),
+        "bias_ih": (1, 4, H),
+        "bias_hh": (1, 4, H),
         "weight_hh": (1, 4, H, H),
         "h_0": (1, few, H),
         "c_0": (1, few, H),
@@ -148,11 +160,12 @@ def test_offsets_beyond_32_bits(monkeypatch):
         "cells": (1, 1, 3, H * 8),
     }
     batches = dict.fromkeys(sizes, (1, 1)) | {
-        "gates_ih": (2, 1), "weight_hh": None, "gates": (1, 8), "cells": (1, 8)
+        "gates_ih": (2, 1), "bias_ih": None, "bias_hh": None, "weight_hh": None,
+        "gates": (1, 8), "cells": (1, 8),
     }  # fmt: skip
     near, far, last = far_pair(sizes, batches, few, many)
-    lstm_forward(*near.values(), tile(H, few, 2, True))
+    lstm_forward(*near.values(), None, 0, 1, tile(H, few, 2, True))
     run_only_program(monkeypatch, many // 8 - 1)
-    lstm_forward(*far.values(), tile(H, few, 2, True))
+    lstm_forward(*far.values(), None, 0, 1, tile(H, few, 2, True))
     for name, x in last.items():
         assert torch.equal(x, near[name]), name

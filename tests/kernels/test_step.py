@@ -30,6 +30,7 @@ def arguments(guarded, bias=True, hx=True, save=True):
         "c_0": given(hx, B, H),
         "h_1": guarded.empty(B, H),
         "c_1": guarded.empty(B, H),
+        "output": guarded.empty(B, H) if hx else None,
         "gates": guarded.empty(B, 4, H) if save else None,
     }
 
@@ -40,8 +41,11 @@ def arguments(guarded, bias=True, hx=True, save=True):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_reads_and_writes_stay_within_the_tensors(bias, hx, save, dtype, device, monkeypatch):
     guarded = Guarded(device, dtype, monkeypatch)
-    lstm_step(*arguments(guarded, bias, hx, save).values(), TILE)
+    given = arguments(guarded, bias, hx, save)
+    lstm_step(*given.values(), TILE)
     assert guarded.intact()
+    if given["output"] is not None:
+        assert torch.equal(given["output"], given["h_1"])
 
 
 @pytest.mark.parametrize("absent", [(), ("c_0",), ("grad_h_1", "grad_c_0"), ("grad_c_1",)], ids=str)
@@ -75,7 +79,7 @@ def test_rows_of_input_and_states_may_be_far_apart(device):
     def step(x, h_0, c_0):
         given = [y.to(device) for y in (x, *weights, h_0, c_0)]
         results = [torch.empty(B, H, device=device) for _ in range(2)]
-        lstm_step(*given, *results, None, TILE)
+        lstm_step(*given, *results, None, None, TILE)
         return results
 
     apart = step(*(y[:, 1] for y in fed.values()))
@@ -96,7 +100,7 @@ def test_offsets_beyond_32_bits(monkeypatch):
     sizes = {
         "input": (few, H), "weight_ih": (4 * H, H), "weight_hh": (4 * H, H), "bias_ih": (4 * H,),
         "bias_hh": (4 * H,), "h_0": (few, H), "c_0": (few, H), "h_1": (few, H), "c_1": (few, H),
-        "gates": (few, 4, H),
+        "output": (few, H), "gates": (few, 4, H),
     }  # fmt: skip
     grads = {
         "gates": (few, 4, H), "c_0": (few, H), "c_1": (few, H), "grad_h_1": (few, H),

@@ -356,17 +356,6 @@ def test_gradient_of_a_linear_loss_can_be_differentiated(device):
     assert_same([gradient], [expected])
 
 
-def test_torch_func_runs_nn_lstm(device, launches):
-    ours, theirs = pair(5, 20, device=device)
-    x = make_input(4, 3, 5, device=device)
-
-    def gradient(module):
-        return torch.func.grad(lambda x: module(x)[0].sum())(x)
-
-    assert torch.equal(gradient(ours), gradient(theirs))
-    assert launches == {"forward": 0, "backward": 0}
-
-
 # Autocast
 
 

@@ -12,13 +12,13 @@ from tests.accuracy import (
     assert_accurate,
     assert_accurate_outputs,
     assert_matches,
+    call_of,
     exact,
     expects_overflow,
     kinds,
     make_case,
     ours,
     packed,
-    planned,
     truth,
 )
 
@@ -237,9 +237,8 @@ def gradients(case, wanted):
     leaves = [
         x.detach().requires_grad_(name in wanted) for name, x in zip(LEAVES, leaves, strict=True)
     ]
-    output, h_n, c_n = layer.lstm(
-        *leaves[:3], [tuple(leaves[3:7]), tuple(leaves[7:])], None, dict(planned(case).tile), "tf32"
-    )
+    layers = [tuple(leaves[3:7]), tuple(leaves[7:])]
+    output, h_n, c_n = layer.lstm(call_of(case), *leaves[:3], layers)
     torch.autograd.backward([output, h_n, c_n], list(case.upstream.values()))
     return {name: x.grad for name, x in zip(LEAVES, leaves, strict=True)}
 
@@ -403,8 +402,7 @@ def test_a_sequence_does_not_depend_on_its_neighbours(dtype, device):
 
 
 def call(case):
-    tile = dict(planned(case).tile)
-    return layer.lstm(case.input, case.h_0, case.c_0, case.layers, case.masks, tile, "tf32")
+    return layer.lstm(call_of(case), case.input, case.h_0, case.c_0, case.layers, case.masks)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -417,13 +415,13 @@ def test_nothing_is_saved_where_gradients_are_off(mode, device, monkeypatch):
     saved, launch = [], forward.lstm_forward
 
     def record(*args):
-        saved.extend(args[7:9])
+        saved.extend(args[9:12])
         return launch(*args)
 
     monkeypatch.setattr(forward, "lstm_forward", record)
     with mode():
         without = call(case)
-    assert saved == [None] * 4
+    assert saved == [None] * 6
     for x, y in zip(with_gradient, without, strict=True):
         assert (x.requires_grad, y.requires_grad) == (True, False)
         assert torch.equal(x, y)

@@ -14,12 +14,12 @@ from tests.accuracy import (
     LENGTHS,
     assert_accurate_outputs,
     assert_matches,
+    call_of,
     expects_overflow,
     kinds,
     make_case,
     ours,
     packed,
-    packing,
     planned,
     truth,
 )
@@ -141,10 +141,10 @@ def results(case, at_once):
         x if x is None else x.detach().requires_grad_() for x in (case.input, case.h_0, case.c_0)
     ]
     weights = [tuple(x.detach().requires_grad_() for x in weights) for weights in case.layers]
-    tile = dict(planned(case).tile)
-    if interpreted():
-        tile["BLOCK_B"] = 8  # Its own takes the whole batch, and there would be one launch.
-    outputs = layer.lstm(*fed, weights, None, tile, case.precision, case.D, packing(case), at_once)
+    # The interpreter's own tile takes the whole batch, and there would be one launch.
+    call = call_of(case, BLOCK_B=8) if interpreted() else call_of(case)
+    call = call._replace(at_once=at_once)
+    outputs = layer.lstm(call, *fed, weights, resets=case.resets)
     leaves = [*(x for x in fed if x is not None), *(x for w in weights for x in w)]
     return *outputs, *torch.autograd.grad(outputs, leaves, list(case.upstream.values()))
 
