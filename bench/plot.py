@@ -64,6 +64,8 @@ def speedup(made):
 def where(made):
     """The device that a record was made on, and that it means nothing if it does not."""
     device = made["env"].get("gpu") or made["env"]["cpu"]
+    if "processes" in made["case"]:
+        device += f", {made['case']['processes']} processes"
     return f"{device}, a rehearsal" if made["case"].get("rehearsal") else device
 
 
@@ -300,8 +302,8 @@ def _results_on(records):
     env = records[0]["env"]
     commits = ", ".join(sorted({made["commit"] for made in records}))
     lines = [
-        f"On {env['gpu']}, driver {env['driver']}, CUDA {env['cuda']}, cuDNN {env['cudnn']}, torch "
-        f"{env['torch']}, Triton {env['triton']}; commit {commits}, from "
+        f"On {where(records[0])}, driver {env['driver']}, CUDA {env['cuda']}, cuDNN "
+        f"{env['cudnn']}, torch {env['torch']}, Triton {env['triton']}; commit {commits}, from "
         "[bench/records](bench/records), figures in [bench/plots](bench/plots).",
         "",
     ]

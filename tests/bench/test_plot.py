@@ -108,6 +108,12 @@ def test_devices_are_not_mixed():
     assert "On A GPU" in text and "On Another GPU" in text
 
 
+def test_several_processes_are_a_device_of_their_own():
+    several = MNIST | {"case": MNIST["case"] | {"processes": 2}}
+    text = plot.results([MNIST, several])
+    assert "On A GPU, driver" in text and "On A GPU, 2 processes, driver" in text
+
+
 def test_the_readme_is_what_the_committed_records_make():
     records = [made for path in plot.committed() for made in plot.trustworthy(path)]
     readme = plot.README.read_text()
