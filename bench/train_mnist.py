@@ -3,10 +3,12 @@
     python bench/train_mnist.py --impl triton     # lstm.LSTM; with no GPU in Triton's interpreter
     python bench/train_mnist.py --impl cudnn      # torch.nn.LSTM, which is cuDNN on an NVIDIA GPU
     python bench/train_mnist.py --compare         # both, from the same weights, on the same batches
+    torchrun --standalone --nproc-per-node 2 bench/train_mnist.py     # a batch on two GPUs, or CPUs
 
-On a GPU the data is on the card before the clock starts, and each step is one CUDA graph. An epoch
-is the full batches of a fresh permutation: a ragged rest is left out, so that all steps have one
-shape. The exit status is 1 if the loss did not fall.
+On a GPU the data is on the card before the clock starts, and each step is one CUDA graph, with
+several processes one launch after the other. An epoch is the full batches of a fresh permutation: a
+ragged rest is left out, so that all steps have one shape. The exit status is 1 if the loss did not
+fall.
 """
 
 import argparse
@@ -28,7 +30,7 @@ from tqdm import tqdm
 # Last in the list: it decides where `bench` comes from, and never where `lstm` does.
 sys.path.append(str(Path(__file__).parents[1]))
 
-from bench import mnist, record
+from bench import distributed, mnist, record
 from bench.training import Training
 
 # About a minute of Triton's interpreter on two cores.
@@ -99,8 +101,9 @@ def train(trainings, order, test_set):
     """
     accuracies = {impl: [] for impl in trainings}
     epochs, steps, _ = order.shape
-    # disable=None means a bar on a terminal and nothing in a file or pipe.
-    with tqdm(total=epochs * steps * len(trainings), disable=None, leave=False) as bar:
+    # None means a bar on a terminal and nothing in a file or pipe.
+    hidden = None if distributed.rank() == 0 else True
+    with tqdm(total=epochs * steps * len(trainings), disable=hidden, leave=False) as bar:
         for training in trainings.values():
             training.first_call(order[0, 0])
             bar.update()
@@ -111,7 +114,10 @@ def train(trainings, order, test_set):
                 first = 1 if epoch == begin == 0 else begin
                 for training in trainings.values():
                     training.run(order[epoch, first:end], bar.update)
-                losses = {impl: f"{t.losses[-1].item():.4f}" for impl, t in trainings.items()}
+                losses = {
+                    impl: f"{distributed.mean(training.losses[-1]).item():.4f}"
+                    for impl, training in trainings.items()
+                }
                 say(f"epoch: {epoch + 1}/{epochs}, step: {end}/{steps}, loss: {join(losses)}")
             for impl, training in trainings.items():
                 accuracies[impl].append(accuracy(training.model, *test_set))
@@ -120,15 +126,17 @@ def train(trainings, order, test_set):
 
 @torch.no_grad()
 def accuracy(model, images, labels):
-    """The percentage of `images` that `model` reads as `labels` say."""
+    """The percentage of all processes' `images` that `model` reads as `labels` say."""
     pieces = zip(images.split(TEST_BATCH), labels.split(TEST_BATCH), strict=True)
     right = sum((model(image).argmax(1) == label).sum().item() for image, label in pieces)
-    return 100 * right / len(labels)
+    counts = torch.tensor([right, len(labels)], device=images.device)
+    right, count = distributed.total(counts).tolist()
+    return 100 * right / count
 
 
 def result(impl, training, accuracies):
     """One run for a record; a loss that is not finite is None there, and `failed` is the reason."""
-    losses = torch.stack(training.losses).tolist()
+    losses = distributed.mean(torch.stack(training.losses)).tolist()
     run = {
         **describe(impl, training),
         "first_call_s": round(training.first_call_s, 4),
@@ -172,7 +180,9 @@ def join(values):
 
 
 def say(line):
-    """Print a line at once, above the progress bar if there is one."""
+    """Print a line at once, above the progress bar if there is one; of several processes once."""
+    if distributed.rank() > 0:
+        return
     with tqdm.external_write_mode():
         print(line, flush=True)
 
@@ -208,8 +218,19 @@ def parse(arguments):
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error(f"--device {args.device}: torch sees no GPU")
+    processes, (local_rank, local_processes) = distributed.processes(), distributed.local()
+    if device.type == "cuda" and processes > 1:
+        if device.index is not None:
+            parser.error(f"--device {args.device}: of several processes each has its own GPU")
+        if local_processes > torch.cuda.device_count():
+            parser.error(
+                f"{local_processes} processes need as many GPUs, torch sees "
+                f"{torch.cuda.device_count()}; --device cpu needs none"
+            )
+        device = torch.device("cuda", local_rank)
     args.device = torch.device("cuda", device.index or 0) if device.type == "cuda" else device
-    args.cuda_graph = device.type == "cuda" and not args.no_cuda_graph
+    # Gradients travel between processes in the middle of a step.
+    args.cuda_graph = device.type == "cuda" and not args.no_cuda_graph and processes == 1
     args.dtype = getattr(torch, args.dtype)
     args.impls = ["triton", "cudnn"] if args.compare else [args.impl]
     args.interpreter = device.type == "cpu" and "triton" in args.impls
@@ -217,6 +238,8 @@ def parse(arguments):
         args.train_images = INTERPRETER_IMAGES if args.interpreter else 60_000
     if min(args.epochs, args.batch_size, args.hidden, args.layers) < 1:
         parser.error("--epochs, --batch-size, --hidden and --layers must be at least 1")
+    if args.batch_size % processes:
+        parser.error(f"--batch-size must be divisible by the number of processes, {processes}")
     if not args.batch_size <= args.train_images <= 60_000:
         parser.error("--train-images must be at least --batch-size and at most 60000")
     if args.train_images // args.batch_size * args.epochs < 2:
@@ -233,7 +256,8 @@ def figure(text):
 
 
 def case(args):
-    """What the runs share, for the record."""
+    """What the runs share, for the record; `processes` only where there are several."""
+    processes = distributed.processes()
     return {
         "T": 28,
         "B": args.batch_size,
@@ -249,7 +273,26 @@ def case(args):
         "train_images": args.train_images,
         "cuda_graph": args.cuda_graph,
         "interpreter": args.interpreter,
+        **({"processes": processes} if processes > 1 else {}),
     }
+
+
+def compare(args, images, labels, test_set):
+    """Train with each implementation, all from the same weights; returns their runs."""
+    torch.manual_seed(args.seed)
+    models = [Classifier(lstm_class(impl), args.hidden, args.layers) for impl in args.impls]
+    initial = copy.deepcopy(models[0].state_dict())
+    batch_size = args.batch_size // distributed.processes()
+    trainings = {}
+    for impl, model in zip(args.impls, models, strict=True):
+        model.load_state_dict(initial)
+        model.to(args.device)
+        options = batch_size, args.lr, args.dtype, args.cuda_graph
+        trainings[impl] = Training(model, images, labels, *options)
+        say("{impl}: {what}, path {path}".format(**describe(impl, trainings[impl])))
+    order = distributed.part(permutations(len(images), args), dim=-1)
+    accuracies = train(trainings, order, tuple(map(distributed.part, test_set)))
+    return [result(impl, trainings[impl], accuracies[impl]) for impl in args.impls]
 
 
 def main(arguments=None):
@@ -274,31 +317,21 @@ def main(arguments=None):
     images, labels = images[:n].to(args.device, args.dtype), labels[:n].to(args.device)
     test_set = test_images.to(args.device, args.dtype), test_labels.to(args.device)
 
-    torch.manual_seed(args.seed)
-    models = [Classifier(lstm_class(impl), args.hidden, args.layers) for impl in args.impls]
-    initial = copy.deepcopy(models[0].state_dict())
-    trainings = {}
-    for impl, model in zip(args.impls, models, strict=True):
-        model.load_state_dict(initial)
-        model.to(args.device)
-        options = args.batch_size, args.lr, args.dtype, args.cuda_graph
-        trainings[impl] = Training(model, images, labels, *options)
-        say("{impl}: {what}, path {path}".format(**describe(impl, trainings[impl])))
-    accuracies = train(trainings, permutations(n, args), test_set)
-
-    runs = [result(impl, trainings[impl], accuracies[impl]) for impl in args.impls]
-    report(runs, args.interpreter)
-    made = record.new_record("train_mnist", args.device, case(args), runs)
-    try:
-        if args.json:
-            record.write(args.json, made)
-        if args.plot:
-            draw_losses(args.plot, made)
-    except OSError as error:
-        sys.exit(f"train_mnist: {error}")
-    failures = [f"{run['impl']}: {run['failed']}" for run in runs if "failed" in run]
-    if failures:
-        sys.exit(f"train_mnist: {'; '.join(failures)}")
+    with distributed.group(args.device):
+        runs = compare(args, images, labels, test_set)
+        report(runs, args.interpreter)
+        if distributed.rank() == 0:
+            made = record.new_record("train_mnist", args.device, case(args), runs)
+            try:
+                if args.json:
+                    record.write(args.json, made)
+                if args.plot:
+                    draw_losses(args.plot, made)
+            except OSError as error:
+                sys.exit(f"train_mnist: {error}")
+        failures = [f"{run['impl']}: {run['failed']}" for run in runs if "failed" in run]
+        if failures:
+            distributed.leave(f"train_mnist: {'; '.join(failures)}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import time
 import torch
 from torch.nn.functional import cross_entropy
 
+from bench import distributed
+
 # Lifts gradients above float16's smallest numbers; a power of two, so it rounds nothing. Without it
 # the gradient of weight_ih_l0 is 1.2 % off in the first step of MNIST, with it 0.08 % (CPU).
 LOSS_SCALE = {torch.float32: 1, torch.bfloat16: 1, torch.float16: 1024}
@@ -17,6 +19,9 @@ LOSS_SCALE = {torch.float32: 1, torch.bfloat16: 1, torch.float16: 1024}
 
 class Training:
     """A classifier with its data, optimizer, losses and clock; `model` comes in float32.
+
+    With several processes (bench/distributed.py) batches and losses are this one's part, gradients
+    and weights those of all.
 
     Shapes: images (N, ...) in `dtype` and labels (N,), on the model's device. `losses` holds a
         scalar tensor per step.
@@ -30,6 +35,7 @@ class Training:
         if dtype != torch.float32:
             self.weights = [parameter.detach().clone() for parameter in self.parameters]
             model.to(dtype)
+        self.logits = distributed.parallel(model)
         self.scale = LOSS_SCALE[dtype]
         self.optimizer = torch.optim.Adam(
             self.weights, lr=lr, fused=images.is_cuda, capturable=images.is_cuda
@@ -44,7 +50,7 @@ class Training:
         images = self.images.index_select(0, self.batch)
         labels = self.labels.index_select(0, self.batch)
         self.model.zero_grad(set_to_none=True)
-        loss = cross_entropy(self.model(images).float(), labels)
+        loss = cross_entropy(self.logits(images).float(), labels)
         (loss * self.scale).backward()
         self.update()
         return loss.detach()
