@@ -8,7 +8,7 @@ or a hang costs one stage. What a stage has measured is in its file at once. DIR
 
     summary.txt     stages and headline numbers, as printed last
     log.txt         all that the stages and their programs printed
-    checks.jsonl    tests, repeats bit for bit, compute-sanitizer
+    checks.jsonl    tests, repeats bit for bit, soak, compute-sanitizer
     lstm.jsonl      layers and modules beside torch.nn.LSTM: time, error, peak memory
     mnist.jsonl     MNIST trained by both, three seeds
     cycles.jsonl    cycles per time step of each kernel
@@ -71,6 +71,7 @@ def headlines(records):
         line = {
             "tests": _tests,
             "repeats": _repeats,
+            "soak": _soak,
             "sanitizer": _sanitizer,
             "cycles": _cycles,
             "peers": _peers,
@@ -100,6 +101,11 @@ def _tests(made, run):
 
 def _repeats(made, run):
     return f"repeats, {describe(made)}: {run['different']} of {run['repeats']} differ"
+
+
+def _soak(made, run):
+    outcome = run.get("failed") or f"{run['resumed_steps']} of them again with the same bits"
+    return f"soak: {made['case']['steps']} steps, {outcome}"
 
 
 def _sanitizer(made, run):

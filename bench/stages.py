@@ -160,6 +160,18 @@ def grid(run):
             compare(run, case, ("lstm", "torch"), clock, seconds)
 
 
+def recorded(run, *command):
+    """Add the record that a program of ours writes where --json says."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "record.json"
+        status, output = program(sys.executable, *command, "--json", path)
+        if not path.exists():
+            raise RuntimeError(f"{command} ended with {status}: {output[-200:]}")
+        (made,) = record.read(path)
+    made["case"]["rehearsal"] = run.rehearse
+    run.keep(made)
+
+
 def mnist(run):
     """bench/train_mnist.py --compare, once a seed."""
     options = []
@@ -167,15 +179,13 @@ def mnist(run):
         small = {"epochs": 1, "train-images": 300, "batch-size": 30, "hidden": 32}
         options = [f"--{name}={value}" for name, value in small.items()]
     for seed in SEEDS[: 1 if run.rehearse else None]:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "mnist.jsonl"
-            command = ["bench/train_mnist.py", "--compare", "--seed", seed, "--json", path]
-            status, output = program(sys.executable, *command, *options)
-            if not path.exists():
-                raise RuntimeError(f"train_mnist ended with {status}: {output[-200:]}")
-            (made,) = record.read(path)
-        made["case"]["rehearsal"] = run.rehearse
-        run.keep(made)
+        recorded(run, "bench/train_mnist.py", "--compare", "--seed", seed, *options)
+
+
+def soak(run):
+    """bench/soak.py, a tenth of its steps."""
+    device = "cpu" if run.rehearse else "cuda"
+    recorded(run, "-m", "bench.soak", "--steps", 8 if run.rehearse else 2_000, "--device", device)
 
 
 def repeats(run):
@@ -321,6 +331,7 @@ STAGES = {
     "lstm": Stage(lstm, "layers and modules beside torch.nn.LSTM, the short list", 0.35, "lstm"),
     "mnist": Stage(mnist, "MNIST, both, three seeds", 0.25, "mnist"),
     "repeats": Stage(repeats, f"{REPEATS} repeats, bit for bit", 0.1, "checks"),
+    "soak": Stage(soak, "2,000 training steps on ever new sizes", 0.15, "checks"),
     "cycles": Stage(cycles, "cycles per time step of the kernels", 0.15, "cycles"),
     "peers": Stage(peers, "other LSTMs, where importable", 0.15, "peers"),
     "sanitizer": Stage(sanitizer, "compute-sanitizer, where installed", 0.2, "checks"),
