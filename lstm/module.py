@@ -44,6 +44,10 @@ class LSTM(RNNBase):
 
     def __init__(self, *args, recompute=0, **kwargs):
         super().__init__("LSTM", *args, **kwargs)
+        if not isinstance(recompute, int) or isinstance(recompute, bool):
+            raise TypeError(f"recompute must be a number of steps, got {recompute!r}")
+        if recompute < 0:
+            raise ValueError(f"recompute must be a number of steps or 0, got {recompute}")
         if recompute:
             self.recompute = recompute
 
