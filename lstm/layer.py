@@ -1,34 +1,72 @@
 """Several layers, in one direction or both, on the kernels, as one differentiable function."""
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
+from torch.nn import functional as F
 
 from . import reference
 from .checks import differentiable
 from .packing import Packing
 from .precision import matmul_in
+from .reference import Weights, by_layer
 
 
 class Call(NamedTuple):
-    """How a call runs, as far as its tensors do not say.
+    """How a call runs, as far as its tensors do not say: all that is known before it (`plan_call`).
 
-    count: layers times directions; D: directions, 1 or 2; precision: of float32 products, "tf32" or
-    "ieee"; tile, at_once, one_step: of lstm.Plan, tile as a dict; packing: where packed rows lie,
-    else None.
+    L layers in D directions of H units; P numbers in h, H where it is not projected; bias: whether
+    there are any; projected; size: weights of a layer's direction; precision: of float32 products,
+    "tf32" or "ieee"; tile, as keyword arguments, at_once, one_step: of lstm.Plan; grid: tiles, and
+    slices if there are several; numbers: that a step saves of each state, of a direction; packing:
+    where packed rows lie, else None.
     """
 
-    count: int
+    L: int
     D: int
+    H: int
+    P: int
+    bias: bool
+    projected: bool
+    size: int
     precision: str
     tile: dict
-    at_once: int = 0
-    one_step: bool = False
+    at_once: int
+    one_step: bool
+    grid: tuple
+    numbers: int
     packing: Packing | None = None
 
+    @property
+    def sliced(self):
+        return len(self.grid) > 1
 
-def lstm(call, input, h_0, c_0, layers, masks=None, resets=None):
+    def weights(self, flat, layer):
+        """Weights of each direction of a layer, of a flat list of all."""
+        first = layer * self.D * self.size
+        if not self.projected and self.bias:
+            return [Weights(*flat[n : n + 4], None) for n in range(first, first + 4 * self.D, 4)]
+        last = first + self.D * self.size
+        return [reference.named(flat[n : n + self.size]) for n in range(first, last, self.size)]
+
+
+@lru_cache(maxsize=1024)
+def plan_call(plan, L, D, H, P, bias, B, precision):
+    """The Call of a lstm.Plan for so many sequences. P: 0 where it is not projected."""
+    tile, projected = dict(plan.tile), P > 0
+    grid = (1,)
+    if not plan.one_step:
+        tiles, slices = -(-B // tile["BLOCK_B"]), -(-H // tile["BLOCK_H"])
+        grid = (tiles, slices) if tile["BLOCK_K"] > tile["BLOCK_H"] else (tiles,)
+    return Call(
+        L, D, H, P or H, bias, projected, 2 + 2 * bias + projected, precision, tile, plan.at_once,
+        plan.one_step, grid, math.prod(grid) * tile["BLOCK_H"] * tile["BLOCK_B"],
+    )  # fmt: skip
+
+
+def lstm(call, input, h_0, c_0, weights, masks=None, resets=None):
     """A stack of LSTM layers over a whole sequence.
 
         i, f, g, o = split(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)
@@ -36,12 +74,12 @@ def lstm(call, input, h_0, c_0, layers, masks=None, resets=None):
 
     and h_t = W_hr h_t where it is projected.
 
-    Shapes: D directions, 1 or 2; P numbers in h_t, H where it is not projected; input (T, B, I),
-        any strides; h_0 (L D, B, P), c_0 (L D, B, H), or None for zeros; layers: L D tuples,
-        directions of a layer side by side, of weight_ih (4H, I), above the first layer (4H, D P),
-        weight_hh (4H, P), with bias bias_ih and bias_hh (4H,), projected weight_hr (P, H); masks:
-        None, or L - 1 dropout masks (T, B, D P) that multiply the output of all layers but the
-        last; resets: None, or (T, B), bool, where no state passes from the step before.
+    Shapes: L, D, H and P as `Call` has them; input (T, B, I), any strides; h_0 (L D, B, P), c_0
+        (L D, B, H), or None for zeros; weights, flat: of each layer and direction weight_ih (4H,
+        I), above the first layer (4H, D P), weight_hh (4H, P), with bias bias_ih and bias_hh
+        (4H,), projected weight_hr (P, H); masks: None, or L - 1 dropout masks (T, B, D P) that
+        multiply the output of all layers but the last; resets: None, or (T, B), bool, where no
+        state passes from the step before.
         Packed: one dimension of rows stands for T and B.
     Returns: output (T, B, D P) of the last layer; h_n (L D, B, P), c_n (L D, B, H), all in
         input.dtype.
@@ -50,13 +88,12 @@ def lstm(call, input, h_0, c_0, layers, masks=None, resets=None):
     Source: equations as in torch.nn.LSTM; forget gate from Gers et al., 2000,
         doi.org/10.1162/089976600300015015.
     """
-    weights = [weight for layer in layers for weight in layer]
     # Not left to the Function: its ctx.needs_input_grad stays true under no_grad.
     if differentiable((input, h_0, c_0, *weights)):
         return _LSTM.apply(call, masks, resets, input, h_0, c_0, *weights)
     if call.one_step:
-        return _one_step(call, input, h_0, c_0, layers, masks, resets)
-    return forward(call, masks, resets, input, h_0, c_0, layers)
+        return _one_step(call, input, h_0, c_0, weights, masks, resets)
+    return forward(call, masks, resets, input, h_0, c_0, weights)
 
 
 class _LSTM(torch.autograd.Function):
@@ -64,20 +101,20 @@ class _LSTM(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, call, masks, resets, input, h_0, c_0, *weights):
-        layers = by_layer(weights, call.count)
-        saved = reserve(call, input, layers)
-        outputs = forward(call, masks, resets, input, h_0, c_0, layers, saved)
-        ctx.call, ctx.num_masks = call, len(masks or ())
+        saved = reserve(call, input)
+        outputs = forward(call, masks, resets, input, h_0, c_0, weights, saved)
+        masks = masks or ()
+        ctx.call, ctx.num_masks = call, len(masks)
         ctx.set_materialize_grads(False)
-        saved = (x for of_layer in saved for x in of_layer)
-        ctx.save_for_backward(*(masks or ()), resets, *saved, input, h_0, c_0, *weights)
+        ctx.save_for_backward(*masks, resets, *saved, input, h_0, c_0, *weights)
         return outputs
 
     @staticmethod
     def backward(ctx, *grads):
-        call, needs = ctx.call, ctx.needs_input_grad[3:]
+        call, at, needs = ctx.call, ctx.num_masks, ctx.needs_input_grad[3:]
+        # Read once: a checkpoint that is not reentrant unpacks each tensor a single time.
         tensors = ctx.saved_tensors
-        at, end = ctx.num_masks, len(tensors) - len(needs)
+        end = len(tensors) - len(needs)
         masks, resets, saved, inputs = (
             tensors[:at],
             tensors[at],
@@ -88,7 +125,7 @@ class _LSTM(torch.autograd.Function):
             sizes = call.packing and call.packing.batch_sizes
 
             def function(input, h_0, c_0, *weights):
-                layers = by_layer(weights, call.count)
+                layers = by_layer(weights, call.L * call.D)
                 return reference.lstm(input, h_0, c_0, layers, masks, resets, call.D, sizes)
 
             grads = reference.backward(function, inputs, needs, grads)
@@ -97,120 +134,122 @@ class _LSTM(torch.autograd.Function):
         return None, None, None, *grads
 
 
-def by_layer(flat, count):
-    """A flat list in `count` tuples of one length."""
-    size = len(flat) // count
-    return [tuple(flat[at : at + size]) for at in range(0, len(flat), size)]
+# What `forward` leaves for `backward`, of each layer
+SAVED = 5
 
 
-def reserve(call, input, layers, capacity=None):
-    """What `forward` fills for `backward`: of each layer its output, what was projected to it (else
-    None), gates, cells and W_hh transposed (None of slices), as kernels/forward.py has them.
+def reserve(call, input, capacity=None):
+    """What `forward` fills for `backward`, flat, SAVED of each layer: its output, what was
+    projected to it (else None), gates, cells and W_hh transposed (None of slices), as
+    kernels/forward.py has them.
 
     capacity: sequences to have room for, at least those of all tiles.
     """
-    D, tile, (H, P), rows = call.D, call.tile, sizes(layers), input.shape[:-1]
-    projected = reference.named(layers[0])[-1] is not None
-    T, B = (call.packing.T, call.packing.B) if call.packing else rows
-    tiles, *slices = _grid(H, B, tile)
-    # Of one step
-    numbers = D * math.prod(slices) * tile["BLOCK_H"] * (capacity or tiles * tile["BLOCK_B"])
+    L, D, H, P, numbers = call.L, call.D, call.H, call.P, call.numbers
+    *rows, _ = input.shape
+    T = call.packing.T if call.packing else rows[0]
+    if capacity is not None:
+        numbers = numbers // (call.grid[0] * call.tile["BLOCK_B"]) * capacity
     saved = []
-    for _ in range(call.count // D):
-        output = input.new_empty(*rows, D * P)
-        hidden = input.new_empty(*rows, D * H) if projected else None
-        gates, cells = input.new_empty(4 * T * numbers), input.new_empty((T + 1) * numbers)
-        weight_hh_t = input.new_empty(D, H, 4 * H) if not slices else None
-        saved.append([output, hidden, gates, cells, weight_hh_t])
+    for _ in range(L):
+        saved += (
+            input.new_empty(*rows, D * P),
+            input.new_empty(*rows, D * H) if call.projected else None,
+            input.new_empty(D * 4 * T * numbers),
+            input.new_empty(D * (T + 1) * numbers),
+            None if call.sliced else input.new_empty(D, H, 4 * H),
+        )
     return saved
 
 
-def forward(call, masks, resets, input, h_0, c_0, layers, saved=None):
+def forward(call, masks, resets, input, h_0, c_0, weights, saved=None):
     """output, h_n, c_n. Args: as `lstm`; saved: None, or what `reserve` gave, to fill."""
-    with torch.cuda.device_of(input), matmul_in(call.precision):
-        return _forward(call, masks, resets, input, h_0, c_0, layers, saved)
+    arguments = call, masks, resets, input, h_0, c_0, weights, saved
+    if input.is_cuda:
+        with torch.cuda.device_of(input), matmul_in(call.precision):
+            return _forward(*arguments)
+    return _forward(*arguments)
 
 
 def backward(call, grads, masks, resets, saved, inputs, needs):
     """Gradients of inputs, which are input, h_0, c_0 and all weights; None for those not needed.
 
     grads: of output, h_n, c_n, None where the loss does not reach; masks, resets: as `forward` had
-    them; saved: what it filled, flat.
+    them; saved: what it filled.
     """
-    with torch.cuda.device_of(inputs[0]), matmul_in(call.precision):
-        return _backward(call, *grads, masks, resets, saved, *inputs[:3], inputs[3:], needs)
+    input, h_0, c_0, *weights = inputs
+    arguments = call, *grads, masks, resets, saved, input, h_0, c_0, weights, needs
+    if input.is_cuda:
+        with torch.cuda.device_of(input), matmul_in(call.precision):
+            return _backward(*arguments)
+    return _backward(*arguments)
 
 
-def _one_step(call, input, h_0, c_0, layers, masks, resets):
+def _one_step(call, input, h_0, c_0, weights, masks, resets):
     """`forward` of a single step in one direction, not projected: a launch for each layer."""
     from .kernels.step import lstm_step
 
-    B, (H, _) = input.shape[1], sizes(layers)
+    L, B, H = call.L, input.shape[1], call.H
     h_0, c_0 = _cut_first(h_0, resets, 1), _cut_first(c_0, resets, 1)
     output = input.new_empty(1, B, H)
-    h_n, c_n = input.new_empty(call.count, B, H), input.new_empty(call.count, B, H)
+    h_n, c_n = input.new_empty(L, B, H), input.new_empty(L, B, H)
     x = input[0]
     with torch.cuda.device_of(input):
-        for n, weights in enumerate(layers):
+        for layer in range(L):
             x = x if x.stride(-1) == 1 else x.contiguous()
-            h, c = (None if s is None else contiguous(s[n]) for s in (h_0, c_0))
+            h, c = (None if s is None else contiguous(s[layer]) for s in (h_0, c_0))
+            (of_layer,) = call.weights(weights, layer)
             lstm_step(
-                x, *map(contiguous, reference.named(weights)[:4]), h, c, h_n[n], c_n[n],
-                output if n + 1 == call.count else None, None, call.tile,
+                x, *map(contiguous, of_layer[:4]), h, c, h_n[layer], c_n[layer],
+                output if layer + 1 == L else None, None, call.tile,
             )  # fmt: skip
-            x = h_n[n] * masks[n][0] if n < len(masks or ()) else h_n[n]
+            x = h_n[layer] * masks[layer][0] if masks and layer < L - 1 else h_n[layer]
     return output, h_n, c_n
 
 
-def _forward(call, masks, resets, input, h_0, c_0, layers, saved):
+def _forward(call, masks, resets, input, h_0, c_0, weights, saved):
     from .kernels.forward import lstm_forward
 
-    count, D, _, tile, at_once, _, packing = call
-    rows, (H, P) = input.shape[:-1], sizes(layers)
+    L, D, H, P, packing, projected = call.L, call.D, call.H, call.P, call.packing, call.projected
+    *rows, _ = input.shape
     B = packing.B if packing else rows[1]
     # Not two views of one tensor: nobody could change them in place.
-    h_n, c_n = input.new_empty(count, B, P), input.new_empty(count, B, H)
-    h_0 = contiguous(_cut_first(h_0, resets, D))
-    c_0 = contiguous(_cut_first(c_0, resets, D))
-    flags = _bytes(resets)
-    grid = _grid(H, B, tile)
-    sliced = len(grid) > 1
-    projected = reference.named(layers[0])[-1] is not None
+    h_n, c_n = input.new_empty(L * D, B, P), input.new_empty(L * D, B, H)
+    h_0, c_0, flags = _states(h_0, c_0, resets, D)
     # The kernel's h is what W_hr projects.
-    last = input.new_empty(count, B, H) if projected else h_n
+    last = input.new_empty(L * D, B, H) if projected else h_n
     # Packed sequences begin at different steps, the kernel's h is not projected, and slices
     # exchange what is below 1.
-    folded = h_0 is not None and (packing or projected or sliced)
+    folded = h_0 is not None and (packing or projected or call.sliced)
     x = input
-    for layer in range(count // D):
-        directions = [reference.named(layers[layer * D + n]) for n in range(D)]
-        x = x.reshape(-1, x.shape[-1])
-        gates_ih = _gates_ih(x, directions)
-        for n in range(D if folded else 0):
-            addend = h_0[layer * D + n] @ directions[n][1].t()
-            _add_at_end(gates_ih if D == 1 else gates_ih[n], addend, n, packing)
+    for layer in range(L):
+        directions = call.weights(weights, layer)
+        gates_ih = _gates_ih(x.reshape(-1, x.shape[-1]), directions)
+        if folded:
+            for n, of_direction in enumerate(directions):
+                addend = h_0[layer * D + n] @ of_direction.weight_hh.t()
+                _add_at_end(gates_ih if D == 1 else gates_ih[n], addend, n, packing)
         if saved is None:
             # No view of another tensor: autograd would forbid to change it in place.
             output = input.new_empty(*rows, D * P)
             hidden = input.new_empty(*rows, D * H) if projected else output
             gates = cells = weight_hh_t = None
         else:
-            output, hidden, gates, cells, weight_hh_t = saved[layer]
+            output, hidden, gates, cells, weight_hh_t = saved[layer * SAVED : (layer + 1) * SAVED]
             hidden = output if hidden is None else hidden
         lstm_forward(
-            gates_ih,
-            _stack([bias_ih for _, _, bias_ih, _, _ in directions]),
-            _stack([bias_hh for _, _, _, bias_hh, _ in directions]),
-            _stack([_recurrent(weights) for weights in directions]),
+            gates_ih, _stack([x.bias_ih for x in directions]),
+            _stack([x.bias_hh for x in directions]), _stack([_recurrent(x) for x in directions]),
             None if folded else h_0, c_0, hidden, last, c_n, gates, cells, weight_hh_t,
-            layer, D, tile, packing and packing.offsets, flags,
-            _meeting(input, D, grid, tile, at_once, backward=False) if sliced else None,
+            layer, D, call.tile, packing and packing.offsets, flags,
+            _meeting(call, input, backward=False) if call.sliced else None,
         )  # fmt: skip
         if projected:
-            for n, (*_, weight_hr) in enumerate(directions):
-                torch.mm(_one(hidden, n, D), weight_hr.t(), out=_one(output, n, D))
-                torch.mm(last[layer * D + n], weight_hr.t(), out=h_n[layer * D + n])
-        x = output * masks[layer] if layer < len(masks or ()) else output
+            for n, of_direction in enumerate(directions):
+                weight_hr_t = of_direction.weight_hr.t()
+                torch.mm(_one(hidden, n, D), weight_hr_t, out=_one(output, n, D))
+                torch.mm(last[layer * D + n], weight_hr_t, out=h_n[layer * D + n])
+        x = output * masks[layer] if masks and layer < L - 1 else output
     return x, h_n, c_n
 
 
@@ -219,28 +258,25 @@ def _backward(
 ):
     from .kernels.backward import lstm_backward
 
-    count, D, _, tile, at_once, _, packing = call
+    L, D, H, P, packing, projected = call.L, call.D, call.H, call.P, call.packing, call.projected
     needs_input, needs_h_0, needs_c_0, *needs_weights = needs
-    layers, needs_weights = by_layer(weights, count), by_layer(needs_weights, count)
-    saved = by_layer(saved, count // D)
-    rows, (H, P) = input.shape[:-1], sizes(layers)
+    needs_states = needs_h_0 or needs_c_0
+    *rows, _ = input.shape
     T, B = (packing.T, packing.B) if packing else rows
-    grid = _grid(H, B, tile)
-    sliced = len(grid) > 1
-    projected = reference.named(layers[0])[-1] is not None
+    h_0, _, flags = _states(h_0, None, resets, D)
     grad_h_n, grad_c_n = contiguous(grad_h_n), contiguous(grad_c_n)
-    h_0, flags = contiguous(_cut_first(h_0, resets, D)), _bytes(resets)
-    grad_h_0 = input.new_empty(count, B, P) if needs_h_0 else None
-    grad_c_0 = input.new_empty(count, B, H) if needs_c_0 else None
-    grad_weights = [None] * count
-    for layer in reversed(range(count // D)):
-        first = layer * D
-        directions = [reference.named(layers[first + n]) for n in range(D)]
-        output, hidden, gates, cells, weight_hh_t = saved[layer]
+    grad_h_0 = input.new_empty(L * D, B, P) if needs_h_0 else None
+    grad_c_0 = input.new_empty(L * D, B, H) if needs_c_0 else None
+    grad_weights = [None] * len(weights)
+    for layer in reversed(range(L)):
+        directions, first = call.weights(weights, layer), layer * D
+        # Those of the layer's weights, and of one of its directions
+        at, step = first * call.size, call.size
+        output, hidden, gates, cells, weight_hh_t = saved[layer * SAVED : (layer + 1) * SAVED]
         hidden = output if hidden is None else hidden
         if weight_hh_t is None:
-            weight_hh_t = _stack([_recurrent(weights).t() for weights in directions])
-        grad_gates = input.new_empty(D, rows.numel(), 4 * H)
+            weight_hh_t = _stack([_recurrent(x).t() for x in directions])
+        grad_gates = input.new_empty(D * math.prod(rows), 4 * H)
         grad_hidden = grad_output
         if projected:
             # The kernel's h is what W_hr projects, and it had no h_0.
@@ -252,57 +288,56 @@ def _backward(
             for n in range(D if grad_h_n is not None else 0):
                 _add_at_end(_one(grad_output, n, D), grad_h_n[first + n], 1 - n, packing)
             grad_hidden = input.new_empty(*rows, D * H)
-            for n, (*_, weight_hr) in enumerate(directions):
-                torch.mm(_one(grad_output, n, D), weight_hr, out=_one(grad_hidden, n, D))
+            for n, of_direction in enumerate(directions):
+                weight_hr, out = of_direction.weight_hr, _one(grad_hidden, n, D)
+                torch.mm(_one(grad_output, n, D), weight_hr, out=out)
         lstm_backward(
             gates, cells, weight_hh_t, _aligned(grad_hidden), None if projected else grad_h_n,
-            grad_c_n, grad_gates, None if projected or sliced else grad_h_0, grad_c_0,
-            layer, D, T, B, tile, packing and packing.offsets, flags,
-            _meeting(input, D, grid, tile, at_once, backward=True) if sliced else None,
+            grad_c_n, grad_gates, None if projected or call.sliced else grad_h_0, grad_c_0,
+            layer, D, T, B, call.tile, packing and packing.offsets, flags,
+            _meeting(call, input, backward=True) if call.sliced else None,
         )  # fmt: skip
-        if (projected or sliced) and needs_h_0:
-            for n, (_, weight_hh, *_) in enumerate(directions):
+        grad_gates = (grad_gates,) if D == 1 else grad_gates.chunk(2)
+        if (projected or call.sliced) and needs_h_0:
+            for n, of_direction in enumerate(directions):
                 dz = _at_end(grad_gates[n], n, B, packing)
-                torch.mm(dz, weight_hh, out=grad_h_0[first + n])
+                torch.mm(dz, of_direction.weight_hh, out=grad_h_0[first + n])
         x = None
-        if any(needs_weights[n][0] for n in range(first, first + D)):
-            x = input if layer == 0 else saved[layer - 1][0]
+        if any(needs_weights[at : at + D * step : step]):
+            x = saved[(layer - 1) * SAVED] if layer > 0 else input
             x = x * masks[layer - 1] if masks and layer > 0 else x
             x = x.reshape(-1, x.shape[-1])
-        for n in range(D):
-            grad_weights[first + n] = _grad_weights(
-                directions[n], grad_gates[n], x, _one(hidden, n, D), B,
+        for n, of_direction in enumerate(directions):
+            of_this = slice(at + n * step, at + (n + 1) * step)
+            grad_weights[of_this] = _grad_weights(
+                of_direction, grad_gates[n], x, _one(hidden, n, D), B,
                 None if h_0 is None else h_0[first + n],
                 _one(grad_output, n, D) if projected else None,
-                n, packing, resets, needs_weights[first + n],
+                n, packing, resets, needs_weights[of_this],
             )  # fmt: skip
         grad_output = None
-        if not (needs_input or needs_h_0 or needs_c_0 or any(map(any, needs_weights[:first]))):
+        if not (needs_input or needs_states or any(needs_weights[:at])):
             break
         if layer > 0 or needs_input:
-            grad_output = grad_gates[0] @ directions[0][0]
+            grad_output = grad_gates[0] @ directions[0].weight_ih
             if D == 2:
-                grad_output = grad_output.addmm_(grad_gates[1], directions[1][0])
+                grad_output = grad_output.addmm_(grad_gates[1], directions[1].weight_ih)
             grad_output = grad_output.view(*rows, -1)
-        if masks and layer > 0:
-            grad_output = grad_output * masks[layer - 1]
-    for x in (grad_h_0, grad_c_0):
-        _cut_first(x, resets, D, in_place=True)
-    flat = [
-        grad
-        for needs, grads in zip(needs_weights, grad_weights, strict=True)
-        for grad in (grads or [None] * len(needs))
-    ]
-    return grad_output, grad_h_0, grad_c_0, *flat
+            if masks and layer > 0:
+                grad_output = grad_output * masks[layer - 1]
+    if resets is not None:
+        for x in (grad_h_0, grad_c_0):
+            _cut_first(x, resets, D, in_place=True)
+    return grad_output, grad_h_0, grad_c_0, *grad_weights
 
 
 def _gates_ih(x, directions):
     """W_ih x of each direction, x (rows, I): (D rows, 4H) in memory. The kernel adds the biases."""
     if len(directions) == 1:
-        return x @ directions[0][0].t()
-    gates_ih = x.new_empty(len(directions), len(x), directions[0][0].shape[0])
-    for (weight_ih, *_), out in zip(directions, gates_ih, strict=True):
-        torch.mm(x, weight_ih.t(), out=out)
+        return F.linear(x, directions[0].weight_ih)
+    gates_ih = x.new_empty(len(directions), len(x), len(directions[0].weight_ih))
+    for weights, out in zip(directions, gates_ih, strict=True):
+        torch.mm(x, weights.weight_ih.t(), out=out)
     return gates_ih
 
 
@@ -312,7 +347,7 @@ def _grad_weights(
     """Gradients of one direction's weights, for those needed. All have a row for each step of each
     sequence: grad_gates (rows, 4H), x (rows, I), hidden (rows, H), grad_output (rows, P) or None.
     """
-    _, weight_hh, *_, weight_hr = weights
+    weight_hh, weight_hr = weights.weight_hh, weights.weight_hr
     needs_ih, needs_hh, *needs_bias = needs
     grad_hh = grad_hr = None
     needs_hr = needs_bias.pop() if weight_hr is not None else False
@@ -336,9 +371,9 @@ def grad_biases(grad_gates, needs):
     """Gradients of bias_ih and bias_hh, for those needed; [] if there are none. grad_gates: (rows,
     4H).
     """
-    if all(needs) and needs:
+    if needs == [True, True]:
         # The same for both, but not the same numbers in memory, which callers may write to.
-        return grad_gates.expand(2, *grad_gates.shape).sum(1).unbind()
+        return grad_gates.expand(2, -1, -1).sum(1).unbind()
     return [grad_gates.sum(0) if need else None for need in needs]
 
 
@@ -376,21 +411,22 @@ def _cut_first(x, resets, D, in_place=False):
     return x
 
 
-def _bytes(resets):
-    return None if resets is None else resets.contiguous().view(torch.uint8)
+def _states(h_0, c_0, resets, D):
+    """h_0 and c_0 as the kernels take them, without what resets cut off before the first step, and
+    the resets.
+    """
+    if resets is not None:
+        h_0, c_0 = _cut_first(h_0, resets, D), _cut_first(c_0, resets, D)
+        resets = resets.contiguous().view(torch.uint8)
+    return contiguous(h_0), contiguous(c_0), resets
 
 
-def _grid(H, B, tile):
-    """Tiles, and slices if there are several."""
-    tiles, slices = -(-B // tile["BLOCK_B"]), -(-H // tile["BLOCK_H"])
-    return (tiles, slices) if tile["BLOCK_K"] > tile["BLOCK_H"] else (tiles,)
-
-
-def _meeting(input, D, grid, tile, at_once, backward):
+def _meeting(call, input, backward):
     """What slices exchange through (kernels/slices.py)."""
     from .kernels.slices import Meeting
 
-    (tiles, slices), size = grid, tile["BLOCK_H"] * tile["BLOCK_B"]
+    (tiles, slices), tile, D = call.grid, call.tile, call.D
+    size = tile["BLOCK_H"] * tile["BLOCK_B"]
     of_tile = (
         (tile["BLOCK_K"] // tile["BLOCK_H"], slices, size)
         if backward
@@ -398,15 +434,9 @@ def _meeting(input, D, grid, tile, at_once, backward):
     )
     exchange = input.new_zeros(2, D, tiles, *of_tile, dtype=torch.float32)
     states = None
-    if at_once == 0:
+    if call.at_once == 0:
         states = input.new_empty(2, D, tiles, slices, size, dtype=torch.float32)
-    return Meeting(exchange, states, at_once)
-
-
-def sizes(layers):
-    """Of a cell's state and of h: H, and P where it is projected."""
-    rows, columns = layers[0][1].shape
-    return rows // 4, columns
+    return Meeting(exchange, states, call.at_once)
 
 
 def _recurrent(weights):
@@ -414,12 +444,14 @@ def _recurrent(weights):
 
     W_hh (W_hr h) = (W_hh W_hr) h: to the kernels a projected LSTM is one that is not, and |h| < 1.
     """
-    _, weight_hh, *_, weight_hr = weights
+    weight_hh, weight_hr = weights.weight_hh, weights.weight_hr
     return weight_hh if weight_hr is None else weight_hh @ weight_hr
 
 
 def _one(x, direction, D):
     """Rows of one direction: (..., D N) as (rows, N)."""
+    if D == 1:
+        return x.view(-1, x.shape[-1])
     return x.view(-1, D, x.shape[-1] // D)[:, direction]
 
 

@@ -88,13 +88,16 @@ class LSTM(RNNBase):
             return nn.LSTM.forward(self, input, hx)
         precision = fp32_precision()
 
-        def run(input, h_0, c_0, layers, masks, resets, D, packing):
+        def run(input, h_0, c_0, weights, masks, resets, L, D, packing):
             if plan.path == "reference":
-                sizes = packing and packing.batch_sizes
+                layers, sizes = reference.by_layer(weights, L * D), packing and packing.batch_sizes
                 return reference.lstm(input, h_0, c_0, layers, masks, resets, D, sizes)
-            options = dict(plan.tile), plan.at_once, plan.one_step, packing
-            call = layer.Call(len(layers), D, precision, *options)
-            return layer.lstm(call, input, h_0, c_0, layers, masks, resets)
+            call = layer.plan_call(
+                plan, L, D, self.hidden_size, self.proj_size, self.bias,
+                packing.B if packing else input.shape[1], precision,
+            )  # fmt: skip
+            call = call._replace(packing=packing) if packing else call
+            return layer.lstm(call, input, h_0, c_0, weights, masks, resets)
 
         return self._call(run, input, hx, resets)
 
@@ -116,17 +119,19 @@ class LSTM(RNNBase):
             check_resets(resets, input)
         precision, transformed = fp32_precision(), plans.transformed()
 
-        def run(input, h_0, c_0, layers, masks, resets, D, packing):
+        def run(input, h_0, c_0, weights, masks, resets, L, D, packing):
             if transformed:
+                layers = reference.by_layer(weights, L * D)
                 return reference.lstm(input, h_0, c_0, layers, masks, resets, D)
-            return ops.lstm(input, h_0, c_0, layers, masks, resets, D, precision)
+            return ops.lstm(input, h_0, c_0, weights, masks, resets, L * D, D, precision)
 
         return self._call(run, input, hx, resets)
 
     def _call(self, run, input, hx, resets):
         """What `run` computes, of tensors as layer.lstm has them, in the form that nn.LSTM returns.
 
-        run(input, h_0, c_0, layers, masks, resets, D, packing) gives output, h_n, c_n.
+        run(input, h_0, c_0, weights, masks, resets, L, D, packing) gives output, h_n, c_n, of L
+        layers in D directions; weights: flat.
         """
         weights, packing = self._weights(), None
         if isinstance(input, PackedSequence):
@@ -147,9 +152,8 @@ class LSTM(RNNBase):
         elif self.batch_first and not packing:
             input, resets = (x if x is None else x.transpose(0, 1) for x in (input, resets))
 
-        D = 2 if self.bidirectional else 1
-        layers, masks = layer.by_layer(weights, self.num_layers * D), self._dropout_masks(input, D)
-        arguments = input, h_0, c_0, layers, masks, resets, D, packing
+        L, D = self.num_layers, 2 if self.bidirectional else 1
+        arguments = input, h_0, c_0, weights, self._dropout_masks(input, D), resets, L, D, packing
         if self.recompute and differentiable((input, h_0, c_0, *weights)):
             output, h_n, c_n = recompute.lstm(run, *arguments, self.recompute)
         else:

@@ -10,7 +10,7 @@ import torch
 from . import layer, native
 from . import plan as plans
 from .checks import differentiable, weight_sizes
-from .reference import named
+from .reference import by_layer, named
 
 _CALL = (
     "Tensor input, Tensor? h_0, Tensor? c_0, Tensor[] weights, Tensor[] masks, Tensor? resets, "
@@ -24,17 +24,16 @@ torch.library.define(
 )
 
 
-def lstm(input, h_0, c_0, layers, masks, resets, D, precision):
+def lstm(input, h_0, c_0, weights, masks, resets, count, D, precision):
     """layer.lstm as an operator, on the kernels or not.
 
-    Args, shapes and returns: as layer.lstm; D: directions; precision: of float32 products, "tf32"
-    or "ieee".
+    Args, shapes and returns: as layer.lstm; count: layers times directions; D: directions;
+    precision: of float32 products, "tf32" or "ieee".
     """
-    weights = [weight for of_layer in layers for weight in of_layer]
     # What is exported computes it again if it is ever differentiated.
     save = not torch.compiler.is_exporting() and differentiable((input, h_0, c_0, *weights))
     output, h_n, c_n, *_ = torch.ops.fused_lstm.forward(
-        input, h_0, c_0, weights, masks or [], resets, len(layers), D, precision, save
+        input, h_0, c_0, weights, masks or [], resets, count, D, precision, save
     )
     return output, h_n, c_n
 
@@ -43,28 +42,27 @@ def lstm(input, h_0, c_0, layers, masks, resets, D, precision):
 def _forward(input, h_0, c_0, weights, masks, resets, count, D, precision, save):
     """output, h_n, c_n, and what backward needs besides, if save."""
     _check(input, h_0, c_0, weights, count, D)
-    layers = layer.by_layer(weights, count)
-    saved = _reserve(input, layers, count, D, precision) if save else None
+    saved = _reserve(input, weights, count, D, precision) if save else None
     call = _call(input, weights, count, D, precision)
     if call is None:
+        layers = by_layer(weights, count)
         outputs = native.lstm(input, h_0, c_0, layers, masks, resets, D)
     else:
-        outputs = layer.forward(call, masks, resets, input, h_0, c_0, layers, saved)
-        _clear_rest(call, saved, input.shape[1], weights[1].shape[0] // 4)
+        outputs = layer.forward(call, masks, resets, input, h_0, c_0, weights, saved)
+        _clear_rest(call, saved, input.shape[1])
     return [*outputs, *_besides_output(saved)]
 
 
 @torch.library.register_fake("fused_lstm::forward")
 def _forward_fake(input, h_0, c_0, weights, masks, resets, count, D, precision, save):
-    layers = layer.by_layer(weights, count)
-    H, P = layer.sizes(layers)
+    H, P = _sizes(weights)
     T, B, _ = input.shape
     outputs = [
         input.new_empty(T, B, D * P),
         input.new_empty(count, B, P),
         input.new_empty(count, B, H),
     ]
-    saved = _reserve(input, layers, count, D, precision) if save else None
+    saved = _reserve(input, weights, count, D, precision) if save else None
     return [*outputs, *_besides_output(saved)]
 
 
@@ -78,18 +76,16 @@ def _backward(
     call = _call(input, weights, count, D, precision)
     if call is None:
         return _apart(native.backward(inputs, needs, grads, count, masks, resets, D))
-    layers = layer.by_layer(weights, count)
     if saved:
         output, *others = saved
-        of_layers = _reserve(input, layers, count, D, precision, "meta")
-        of_layers[-1][0], others = None, iter(others)
-        of_layers = [[x if x is None else next(others) for x in tensors] for tensors in of_layers]
-        of_layers[-1][0] = output
+        saved, others = _reserve(input, weights, count, D, precision, "meta"), iter(others)
+        saved[-layer.SAVED] = None
+        saved = [x if x is None else next(others) for x in saved]
+        saved[-layer.SAVED] = output
     else:
-        of_layers = layer.reserve(call, input, layers)
-        layer.forward(call, masks, resets, input, h_0, c_0, layers, of_layers)
-    flat = [x for tensors in of_layers for x in tensors]
-    grads = layer.backward(call, grads, masks, resets, flat, inputs, needs)
+        saved = layer.reserve(call, input)
+        layer.forward(call, masks, resets, input, h_0, c_0, weights, saved)
+    grads = layer.backward(call, grads, masks, resets, saved, inputs, needs)
     return _apart([grad for grad in grads if grad is not None])
 
 
@@ -130,30 +126,41 @@ def _differentiate(ctx, grads):
 torch.library.register_autograd("fused_lstm::forward", _differentiate, setup_context=_setup_context)
 
 
+def _sizes(weights):
+    """H and P, the same where nothing is projected."""
+    rows, columns = weights[1].shape
+    return rows // 4, columns
+
+
+def _plan_call(plan, weights, count, D, B, precision):
+    # The compiler may have sizes as numbers that it does not know; a change of them compiles anew.
+    H, P = map(int, _sizes(weights))
+    size = len(weights) // count
+    return layer.plan_call(plan, count // D, D, H, P if size % 2 else 0, size > 3, B, precision)
+
+
 def _call(input, weights, count, D, precision):
     """How a call runs on the kernels; None if it does not."""
-    H = weights[1].shape[0] // 4
-    plan = plans.plan_on(input.device, H, input.shape[1], input.dtype, precision, D == 2)
+    B, (H, _) = input.shape[1], _sizes(weights)
+    plan = plans.plan_on(input.device, H, B, input.dtype, precision, D == 2)
     if plan.path == "torch":
         return None
-    return layer.Call(count, D, precision, dict(plan.tile), plan.at_once)
+    return _plan_call(plan, weights, count, D, B, precision)
 
 
-def _reserve(input, layers, count, D, precision, device=None):
+def _reserve(input, weights, count, D, precision, device=None):
     """`layer.reserve` with sizes that depend on no path; None if no batch runs on the kernels.
     device: for the tensors, else that of the input.
     """
-    H, _ = layer.sizes(layers)
-    # The compiler may have H as a number that it does not know; a change of it compiles anew.
-    plan = plans.plan_on(input.device, int(H), 1, input.dtype, precision, D == 2)
+    H = int(_sizes(weights)[0])
+    plan = plans.plan_on(input.device, H, 1, input.dtype, precision, D == 2)
     if plan.path == "torch":
         return None
     from .kernels.config import capacity
 
-    B = capacity(input.shape[1], H, plans.interpreted())
-    call = layer.Call(count, D, precision, dict(plan.tile), plan.at_once)
+    call = _plan_call(plan, weights, count, D, 1, precision)
     like = input if device is None else torch.empty_like(input, device=device)
-    return layer.reserve(call, like, layers, B)
+    return layer.reserve(call, like, capacity(input.shape[1], H, plans.interpreted()))
 
 
 def _apart(tensors):
@@ -166,13 +173,13 @@ def _apart(tensors):
     return apart
 
 
-def _clear_rest(call, saved, B, H):
+def _clear_rest(call, saved, B):
     """Zeros for the sequences that no tile has: operators have to return the same each time."""
     from .kernels.config import capacity
 
-    room, block_b = capacity(B, H, plans.interpreted()), call.tile["BLOCK_B"]
-    held = -(-B // block_b) * block_b
-    for _, _, gates, cells, _ in saved or () if held < room else ():
+    room, held = capacity(B, call.H, plans.interpreted()), call.grid[0] * call.tile["BLOCK_B"]
+    for first in range(0, len(saved or ()), layer.SAVED) if held < room else ():
+        _, _, gates, cells, _ = saved[first : first + layer.SAVED]
         for x in (gates, cells):
             x[x.numel() // room * held :].zero_()
 
@@ -181,16 +188,16 @@ def _besides_output(saved):
     """What `_reserve` gave but for the last layer's output, which the operator returns anyway."""
     if saved is None:
         return []
-    saved = [*saved[:-1], [None, *saved[-1][1:]]]
-    return [x for tensors in saved for x in tensors if x is not None]
+    last = len(saved) - layer.SAVED
+    return [x for n, x in enumerate(saved) if x is not None and n != last]
 
 
 def _check(input, h_0, c_0, weights, count, D):
     """The module has looked at what users get wrong; operators can be called with anything."""
     tensors = [x for x in (input, h_0, c_0, *weights) if x is not None]
-    first = named(layer.by_layer(weights, count)[0])
-    H, P = layer.sizes([first])
-    bias, projected = first[2] is not None, first[4] is not None
+    H, P = _sizes(weights)
+    first = named(by_layer(weights, count)[0])
+    bias, projected = first.bias_ih is not None, first.weight_hr is not None
     _, B, I = input.shape
     sizes = weight_sizes(I, H, count // D, bias, D, P if projected else 0)
     fit = [x.shape for x in weights] == [torch.Size(size) for size in sizes]

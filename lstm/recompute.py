@@ -7,26 +7,30 @@ are its gates there. That costs a second forward.
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from .reference import by_layer
 
-def lstm(run, input, h_0, c_0, layers, masks, resets, D, packing, steps):
+
+def lstm(run, input, h_0, c_0, weights, masks, resets, L, D, packing, steps):
     """layer.lstm, in parts of so many steps.
 
-    run(input, h_0, c_0, layers, masks, resets, D, packing): what computes a part; the rest as
-    layer.lstm has it.
+    run(input, h_0, c_0, weights, masks, resets, L, D, packing): what computes a part; the rest as
+    layer.lstm has it, of L layers in D directions.
     """
     if D == 1:
-        return _parts(run, input, h_0, c_0, layers, masks, resets, packing, steps)
+        return _parts(run, input, h_0, c_0, weights, masks, resets, L, packing, steps)
     # The second direction ends where the first begins, so no part is done before all of them are,
     # and layers come one after the other. It is the first of a sequence that is turned around.
     turn = packing.turned if packing else None
     x, h_n, c_n = input, [], []
-    for n in range(0, len(layers), 2):
+    layers = by_layer(weights, 2 * L)
+    for n in range(0, 2 * L, 2):
         outputs = []
         for direction in range(2):
             states = (None if s is None else s[n + direction, None] for s in (h_0, c_0))
             x_d, resets_d = (x, resets) if direction == 0 else _turned(x, resets, turn)
-            arguments = *states, layers[n + direction : n + direction + 1], None, resets_d, packing
-            y, h, c = _parts(run, x_d, *arguments, steps)
+            y, h, c = _parts(
+                run, x_d, *states, layers[n + direction], None, resets_d, 1, packing, steps
+            )
             outputs.append(y if direction == 0 else _turned(y, None, turn)[0])
             h_n.append(h)
             c_n.append(c)
@@ -36,7 +40,7 @@ def lstm(run, input, h_0, c_0, layers, masks, resets, D, packing, steps):
     return x, torch.cat(h_n), torch.cat(c_n)
 
 
-def _parts(run, input, h, c, layers, masks, resets, packing, steps):
+def _parts(run, input, h, c, weights, masks, resets, L, packing, steps):
     """`lstm` in one direction."""
     outputs = []
     T, B = (packing.T, packing.B) if packing else input.shape[:2]
@@ -47,8 +51,8 @@ def _parts(run, input, h, c, layers, masks, resets, packing, steps):
         alive = of_part.B if packing else B
         x, h_0, c_0 = input[part], *(s if s is None else s[:, :alive] for s in (h, c))
         y, h_n, c_n = checkpoint(
-            run, x, h_0, c_0, layers, masks and [mask[part] for mask in masks],
-            resets if resets is None else resets[part], 1, of_part,
+            run, x, h_0, c_0, weights, masks and [mask[part] for mask in masks],
+            resets if resets is None else resets[part], L, 1, of_part,
             use_reentrant=False, preserve_rng_state=False,
         )  # fmt: skip
         # Sequences that have ended keep their last state.

@@ -1,7 +1,19 @@
 """The LSTM as a plain torch loop, in any dtype: what the kernels are held against."""
 
+from typing import NamedTuple
+
 import torch
 from torch.nn import functional as F
+
+
+class Weights(NamedTuple):
+    """Of one direction of a layer, in nn.LSTM's order; None for what it lacks."""
+
+    weight_ih: torch.Tensor
+    weight_hh: torch.Tensor
+    bias_ih: torch.Tensor | None
+    bias_hh: torch.Tensor | None
+    weight_hr: torch.Tensor | None
 
 
 def lstm(
@@ -78,14 +90,18 @@ def backward(function, inputs, needs, grads):
     return [next(needed) if need else None for need in needs]
 
 
-def named(weights):
-    """weight_ih, weight_hh, bias_ih, bias_hh, weight_hr of one direction, None for what it lacks.
+def by_layer(weights, count):
+    """A flat list in `count` tuples of one length."""
+    size = len(weights) // count
+    return [tuple(weights[at : at + size]) for at in range(0, len(weights), size)]
 
-    weights: those it has, in this order, which is nn.LSTM's.
-    """
-    weight_ih, weight_hh, *rest = weights
-    weight_hr = rest.pop() if len(rest) % 2 else None
-    return weight_ih, weight_hh, *(rest or (None, None)), weight_hr
+
+def named(weights):
+    """Weights of those a direction has, in nn.LSTM's order."""
+    if isinstance(weights, Weights):
+        return weights
+    biases = weights[2:4] if len(weights) > 3 else (None, None)
+    return Weights(*weights[:2], *biases, weights[-1] if len(weights) % 2 else None)
 
 
 def relative_error(actual, truth):

@@ -100,7 +100,7 @@ def make_case(
         input=normal(T, B, I),
         h_0=normal(count, B, size) if hx else None,
         c_0=normal(count, B, H) if hx else None,
-        layers=layer.by_layer(weights, count),
+        layers=reference.by_layer(weights, count),
         upstream={name: x if name in reach.split() else None for name, x in upstream.items()},
         D=D,
     )
@@ -159,16 +159,28 @@ def planned(case):
 def call_of(case, **changes):
     """How the module would have the kernels run a case. changes: of the tile."""
     plan = planned(case)
-    tile = dict(plan.tile) | changes
-    return layer.Call(
-        len(case.layers), case.D, case.precision, tile, plan.at_once, packing=packing(case)
-    )
+    plan = replace(plan, tile=tuple((dict(plan.tile) | changes).items()))
+    packed, (weights, *_) = packing(case), case.layers
+    rows, columns = weights[1].shape
+    call = layer.plan_call(
+        plan, len(case.layers) // case.D, case.D, rows // 4, columns if len(weights) % 2 else 0,
+        len(weights) > 3, packed.B if packed else case.input.shape[1], case.precision,
+    )  # fmt: skip
+    return call._replace(packing=packed)
+
+
+def flat(layers):
+    return [weight for weights in layers for weight in weights]
 
 
 def ours(case, **changes):
     """Outputs and gradients of lstm.layer.lstm. changes: of the tile."""
     call = call_of(case, **changes)
-    return _results(lambda *args: layer.lstm(call, *args, case.masks, case.resets), case)
+
+    def function(input, h_0, c_0, layers):
+        return layer.lstm(call, input, h_0, c_0, flat(layers), case.masks, case.resets)
+
+    return _results(function, case)
 
 
 def by_reference(case, linear=torch.nn.functional.linear):
@@ -227,7 +239,7 @@ def _results(function, case, weights=None):
     fed = {name: None if x is None else x.detach().requires_grad_() for name, x in fed.items()}
     if weights is None:
         weights = [x.detach().requires_grad_() for weights in case.layers for x in weights]
-    layers = layer.by_layer(weights, len(case.layers))
+    layers = reference.by_layer(weights, len(case.layers))
     returned = dict(zip(case.upstream, function(*fed.values(), layers), strict=True))
 
     leaves = {name: x for name, x in fed.items() if x is not None}

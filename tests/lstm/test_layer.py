@@ -15,6 +15,7 @@ from tests.accuracy import (
     call_of,
     exact,
     expects_overflow,
+    flat,
     kinds,
     make_case,
     ours,
@@ -237,8 +238,7 @@ def gradients(case, wanted):
     leaves = [
         x.detach().requires_grad_(name in wanted) for name, x in zip(LEAVES, leaves, strict=True)
     ]
-    layers = [tuple(leaves[3:7]), tuple(leaves[7:])]
-    output, h_n, c_n = layer.lstm(call_of(case), *leaves[:3], layers)
+    output, h_n, c_n = layer.lstm(call_of(case), *leaves[:3], leaves[3:])
     torch.autograd.backward([output, h_n, c_n], list(case.upstream.values()))
     return {name: x.grad for name, x in zip(LEAVES, leaves, strict=True)}
 
@@ -402,7 +402,7 @@ def test_a_sequence_does_not_depend_on_its_neighbours(dtype, device):
 
 
 def call(case):
-    return layer.lstm(call_of(case), case.input, case.h_0, case.c_0, case.layers, case.masks)
+    return layer.lstm(call_of(case), case.input, case.h_0, case.c_0, flat(case.layers), case.masks)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

@@ -16,6 +16,7 @@ from tests.accuracy import (
     assert_matches,
     call_of,
     expects_overflow,
+    flat,
     kinds,
     make_case,
     ours,
@@ -140,12 +141,12 @@ def results(case, at_once):
     fed = [
         x if x is None else x.detach().requires_grad_() for x in (case.input, case.h_0, case.c_0)
     ]
-    weights = [tuple(x.detach().requires_grad_() for x in weights) for weights in case.layers]
+    weights = [x.detach().requires_grad_() for x in flat(case.layers)]
     # The interpreter's own tile takes the whole batch, and there would be one launch.
     call = call_of(case, BLOCK_B=8) if interpreted() else call_of(case)
     call = call._replace(at_once=at_once)
     outputs = layer.lstm(call, *fed, weights, resets=case.resets)
-    leaves = [*(x for x in fed if x is not None), *(x for w in weights for x in w)]
+    leaves = [*(x for x in fed if x is not None), *weights]
     return *outputs, *torch.autograd.grad(outputs, leaves, list(case.upstream.values()))
 
 
