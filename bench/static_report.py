@@ -36,7 +36,7 @@ from lstm.kernels.step import lstm_step_backward_kernel, lstm_step_kernel
 from lstm.plan import interpreted
 
 # What forward writes for backward only.
-SAVED = ("gates_ptr", "cells_ptr", "weight_hh_t_ptr")
+SAVED = ("steps_ptr", "weight_hh_t_ptr")
 # Each with its directions and the pointers that are None.
 KERNELS = {
     "forward": (lstm_forward_kernel, 1, ("offsets_ptr",)),

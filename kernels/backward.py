@@ -48,14 +48,14 @@ from .slices import (
 
 
 @inline
-def load_saved(gates_ptr, cells_ptr, offs, SIZE: tl.constexpr):
+def load_saved(steps_ptr, offs, SIZE: tl.constexpr):
     """i, f, g, o of a step and the c before it, in private order."""
     return (
-        tl.load(gates_ptr + offs),
-        tl.load(gates_ptr + SIZE + offs),
-        tl.load(gates_ptr + 2 * SIZE + offs),
-        tl.load(gates_ptr + 3 * SIZE + offs),
-        tl.load(cells_ptr + offs),
+        tl.load(steps_ptr + offs),
+        tl.load(steps_ptr + SIZE + offs),
+        tl.load(steps_ptr + 2 * SIZE + offs),
+        tl.load(steps_ptr + 3 * SIZE + offs),
+        tl.load(steps_ptr - SIZE + offs),
     )
 
 
@@ -78,7 +78,7 @@ def gates_product(w_if, w_go, x):
     ],
 )
 def lstm_backward_kernel(
-    gates_ptr, cells_ptr, weight_hh_t_ptr, grad_output_ptr, grad_h_n_ptr, grad_c_n_ptr, offsets_ptr,
+    steps_ptr, weight_hh_t_ptr, grad_output_ptr, grad_h_n_ptr, grad_c_n_ptr, offsets_ptr,
     resets_ptr,
     grad_gates_ptr, grad_h_0_ptr, grad_c_0_ptr,
     exchange_ptr, states_ptr,
@@ -88,7 +88,7 @@ def lstm_backward_kernel(
 ):  # fmt: skip
     """The whole sequence of one tile of BLOCK_B sequences in one of D directions, last step first.
 
-    Shapes: gates, cells as lstm_forward_kernel wrote them; weight_hh_t (D, H, 4, H), W_hh
+    Shapes: steps as lstm_forward_kernel wrote them; weight_hh_t (D, H, 4, H), W_hh
         transposed; grad_output (T, B, D, H); grad_h_n, grad_c_n, grad_h_0, grad_c_0 (layers D, B,
         H), of which number `layer` is meant; grad_gates (D, T, B, 4, H). All contiguous, in one
         dtype. grad_output, grad_h_n and grad_c_n may be None, for zeros; grad_h_0 and grad_c_0
@@ -190,8 +190,7 @@ def lstm_backward_kernel(
     offs_z = sequence * (4 * H) + unit
     offs_state = state + sequence * H + unit
     offs_saved = tl.arange(0, SIZE)
-    gates_ptr += (saved * T + taken) * (4 * SIZE)
-    cells_ptr += (saved * (T + 1) + taken + 1) * SIZE
+    steps_ptr += (saved * (1 + 5 * T.to(tl.int64)) + 1 + 5 * taken) * SIZE
 
     dh = zeros_tile(BLOCK_H, BLOCK_B, SLICED)
     dc = zeros_tile(BLOCK_H, BLOCK_B, SLICED)
@@ -231,9 +230,8 @@ def lstm_backward_kernel(
         if SLICED:
             before = tl.maximum(first - 1, 0)
             cut_before = load_cuts(resets_ptr, offsets_ptr, before, T, B, lane, 1 - reverse)
-    c = unpack(tl.load(cells_ptr + offs_saved), BLOCK_H, BLOCK_B, SLICED)
-    cells_ptr -= SIZE
-    s_i, s_f, s_g, s_o, s_c = load_saved(gates_ptr, cells_ptr, offs_saved, SIZE)
+    c = unpack(tl.load(steps_ptr + 4 * SIZE + offs_saved), BLOCK_H, BLOCK_B, SLICED)
+    s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, SIZE)
 
     for s in range(first, stop):
         i = unpack(s_i, BLOCK_H, BLOCK_B, SLICED)
@@ -249,9 +247,8 @@ def lstm_backward_kernel(
         c = c_prev
         # For the next step; after the last, the same again, which nobody uses.
         more = (s + 1 < T).to(tl.int32)
-        gates_ptr -= more * (4 * SIZE)
-        cells_ptr -= more * SIZE
-        s_i, s_f, s_g, s_o, s_c = load_saved(gates_ptr, cells_ptr, offs_saved, SIZE)
+        steps_ptr -= more * (5 * SIZE)
+        s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, SIZE)
 
         if SLICED:
             if s > 0:
@@ -345,7 +342,7 @@ def lstm_backward_kernel(
 
 
 def lstm_backward(
-    gates, cells, weight_hh_t, grad_output, grad_h_n, grad_c_n, grad_gates, grad_h_0, grad_c_0,
+    steps, weight_hh_t, grad_output, grad_h_n, grad_c_n, grad_gates, grad_h_0, grad_c_0,
     layer, D, T, B, tile, offsets=None, resets=None, meeting=None,
 ):  # fmt: skip
     """Launch lstm_backward_kernel, whose docstring has the shapes. tile: as forward had it;
@@ -353,7 +350,7 @@ def lstm_backward(
     """
     H = weight_hh_t.shape[-1] // 4
     arguments = (
-        gates, cells, weight_hh_t, grad_output, grad_h_n, grad_c_n, offsets, resets,
+        steps, weight_hh_t, grad_output, grad_h_n, grad_c_n, offsets, resets,
         grad_gates, grad_h_0, grad_c_0,
     )  # fmt: skip
     launch(lstm_backward_kernel, arguments, layer, T, B, H, D, tile, meeting)

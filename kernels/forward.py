@@ -125,19 +125,18 @@ def take_step(
 
 @inline
 def write_step(
-    i, f, g, o, h, c, output_ptr, gates_ptr, cells_ptr, offs_h, mask, SIZE: tl.constexpr,
-    SLICED: tl.constexpr,
-):  # fmt: skip
+    i, f, g, o, h, c, output_ptr, steps_ptr, offs_h, mask, SIZE: tl.constexpr, SLICED: tl.constexpr
+):
     """The output of a step, and what backward needs of it if that is saved."""
     dtype: tl.constexpr = output_ptr.dtype.element_ty
     tl.store(output_ptr + offs_h, from_tile(h, dtype, mask, SLICED), mask=mask)
-    if gates_ptr is not None:
+    if steps_ptr is not None:
         offs = tl.arange(0, SIZE)
-        tl.store(gates_ptr + offs, pack(i, dtype, SLICED))
-        tl.store(gates_ptr + SIZE + offs, pack(f, dtype, SLICED))
-        tl.store(gates_ptr + 2 * SIZE + offs, pack(g, dtype, SLICED))
-        tl.store(gates_ptr + 3 * SIZE + offs, pack(o, dtype, SLICED))
-        tl.store(cells_ptr + offs, pack(c, dtype, SLICED))
+        tl.store(steps_ptr + offs, pack(i, dtype, SLICED))
+        tl.store(steps_ptr + SIZE + offs, pack(f, dtype, SLICED))
+        tl.store(steps_ptr + 2 * SIZE + offs, pack(g, dtype, SLICED))
+        tl.store(steps_ptr + 3 * SIZE + offs, pack(o, dtype, SLICED))
+        tl.store(steps_ptr + 4 * SIZE + offs, pack(c, dtype, SLICED))
 
 
 @triton.constexpr_function
@@ -176,7 +175,7 @@ def transpose(weight_ptr, weight_t_ptr, number, H: tl.constexpr, BLOCK_H: tl.con
 def lstm_forward_kernel(
     gates_ih_ptr, bias_ih_ptr, bias_hh_ptr, weight_hh_ptr, h_0_ptr, c_0_ptr,
     offsets_ptr, resets_ptr,
-    output_ptr, h_n_ptr, c_n_ptr, gates_ptr, cells_ptr, weight_hh_t_ptr,
+    output_ptr, h_n_ptr, c_n_ptr, steps_ptr, weight_hh_t_ptr,
     exchange_ptr, states_ptr,
     layer, T, B, begin, end, first_tile, tiles, H: tl.constexpr, D: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_B: tl.constexpr, PARTS: tl.constexpr,
@@ -186,16 +185,16 @@ def lstm_forward_kernel(
 
     Shapes: gates_ih (D, T, B, 4, H); bias_ih, bias_hh (D, 4, H), both or none; weight_hh (D, 4, H,
         H); h_0, c_0, h_n, c_n (layers D, B, H), of which number `layer` is meant; output (T, B, D,
-        H). For backward only: gates (D, tiles, T, 4, BLOCK_H * BLOCK_B) and cells (D, tiles, T + 1,
-        BLOCK_H * BLOCK_B), c_0 to c_T, in the order of the steps taken and in private order
-        (layout.pack), and weight_hh_t (D, H, 4, H), W_hh transposed. All contiguous, in one dtype.
-        h_0 and c_0 may be None, for zeros; the last three are where no gradient is wanted.
+        H). For backward only: steps (D, tiles, 1 + 5 T, BLOCK_H * BLOCK_B), c_0 and then i, f, g,
+        o, c of each step, in the order they are taken and in private order (layout.pack), and
+        weight_hh_t (D, H, 4, H), W_hh transposed. All contiguous, in one dtype. h_0 and c_0 may be
+        None, for zeros; the last two are where no gradient is wanted.
         Packed: offsets (T + 1), int64, else None, are where the rows of each step begin, and
         gates_ih is (D, rows, 4, H), output (rows, D, H), h_0 None: its product is in gates_ih.
         resets (T, B), packed (rows,), uint8, or None: not 0 where no state passes between a step
         and the one before it in time; those of the first are the caller's.
         Sliced, if BLOCK_K, at least H, is above BLOCK_H: S slices of BLOCK_H units, PARTS warps
-        that share the columns of W_hh; h_0 as if packed; gates and cells (D, tiles, S, ...);
+        that share the columns of W_hh; h_0 as if packed; steps (D, tiles, S, ...);
         weight_hh_t None; exchange (2, D, tiles, BLOCK_K * BLOCK_B), float32, first zeros. Of tiles
         in all, a launch has those from first_tile on, and all steps; or of the steps only that from
         begin to end, with states (2, D, tiles, S, BLOCK_H * BLOCK_B), float32, else None, to carry
@@ -310,16 +309,14 @@ def lstm_forward_kernel(
         if first > 0:
             h = unpack(tl.load(states_ptr + tl.arange(0, SIZE)), BLOCK_H, BLOCK_B, SLICED)
             c = unpack(tl.load(c_ptr + tl.arange(0, SIZE)), BLOCK_H, BLOCK_B, SLICED)
-    if gates_ptr is not None:
-        gates_ptr += saved * T * (4 * SIZE)
-        cells_ptr += saved * (T + 1) * SIZE
-        if SLICED:
-            gates_ptr += first.to(tl.int64) * (4 * SIZE)
-            cells_ptr += first.to(tl.int64) * SIZE
+    if steps_ptr is not None:
+        steps_ptr += saved * (1 + 5 * T.to(tl.int64)) * SIZE
         # Later the launch before has written it, and may have passed on zeros instead.
         if first == 0:
-            tl.store(cells_ptr + tl.arange(0, SIZE), pack(c, dtype, SLICED))
-        cells_ptr += SIZE
+            tl.store(steps_ptr + tl.arange(0, SIZE), pack(c, dtype, SLICED))
+        steps_ptr += SIZE
+        if SLICED:
+            steps_ptr += first.to(tl.int64) * (5 * SIZE)
     if offsets_ptr is None:
         x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask, H)
     else:
@@ -348,16 +345,15 @@ def lstm_forward_kernel(
             z_i, z_f, z_g, z_o, only(d_i, mask), only(d_f, mask), only(d_g, mask), only(d_o, mask),
             h, c, None, FAST, EXACT,
         )  # fmt: skip
-        write_step(i, f, g, o, h, c, output_ptr, gates_ptr, cells_ptr, offs_h, mask, SIZE, SLICED)
+        write_step(i, f, g, o, h, c, output_ptr, steps_ptr, offs_h, mask, SIZE, SLICED)
         if resets_ptr is not None:
             cut = load_cuts(resets_ptr, offsets_ptr, 0, T, B, lane, reverse)
             h, c = clear(cut, h), clear(cut, c)
         first = 1
         gates_ih_ptr += step_z
         output_ptr += step_h
-        if gates_ptr is not None:
-            gates_ptr += 4 * SIZE
-            cells_ptr += SIZE
+        if steps_ptr is not None:
+            steps_ptr += 5 * SIZE
         x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask & (T > 1), H)
 
     for t in range(first, last):
@@ -400,12 +396,11 @@ def lstm_forward_kernel(
             h, c = clear(cut, h), clear(cut, c)
         if SLICED:
             write_words(exchange_ptr + (t + 1) % 2 * exchanged + offs_x, h, t)
-        write_step(i, f, g, o, h_t, c_t, out_ptr, gates_ptr, cells_ptr, offs_h, alive, SIZE, SLICED)
+        write_step(i, f, g, o, h_t, c_t, out_ptr, steps_ptr, offs_h, alive, SIZE, SLICED)
         if offsets_ptr is None:
             output_ptr += step_h
-        if gates_ptr is not None:
-            gates_ptr += 4 * SIZE
-            cells_ptr += SIZE
+        if steps_ptr is not None:
+            steps_ptr += 5 * SIZE
     tl.store(h_n_ptr + offs_state, from_tile(h, dtype, mask, SLICED), mask=mask)
     tl.store(c_n_ptr + offs_state, from_tile(c, dtype, mask, SLICED), mask=mask)
     if states_ptr is not None:
@@ -414,17 +409,16 @@ def lstm_forward_kernel(
 
 
 def lstm_forward(
-    gates_ih, bias_ih, bias_hh, weight_hh, h_0, c_0, output, h_n, c_n, gates, cells, weight_hh_t,
-    layer, D, tile, offsets=None, resets=None, meeting=None,
+    gates_ih, bias_ih, bias_hh, weight_hh, h_0, c_0, output, h_n, c_n, steps, weight_hh_t,
+    layer, D, T, B, tile, offsets=None, resets=None, meeting=None,
 ):  # fmt: skip
     """Launch lstm_forward_kernel, whose docstring has the shapes. tile: config.tile(...); meeting:
     of slices, else None.
     """
-    _, B, H = c_n.shape
-    T = output.shape[0] if offsets is None else offsets.shape[0] - 1
+    H = c_n.shape[-1]
     arguments = (
         gates_ih, bias_ih, bias_hh, weight_hh, h_0, c_0, offsets, resets,
-        output, h_n, c_n, gates, cells, weight_hh_t,
+        output, h_n, c_n, steps, weight_hh_t,
     )  # fmt: skip
     more = 0 if weight_hh_t is None else transposers(tile["BLOCK_H"])
     launch(lstm_forward_kernel, arguments, layer, T, B, H, D, tile, meeting, more)

@@ -1,11 +1,15 @@
 """What a module looks at in a call before a kernel starts."""
 
 from functools import lru_cache
+from operator import attrgetter
 
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
 from .precision import compute_dtype
+
+_kind = attrgetter("device", "dtype")
+shape_of = attrgetter("shape")
 
 
 def two_tensors(hx):
@@ -16,15 +20,10 @@ def two_tensors(hx):
 
 def alike(tensors):
     """Whether all are on the device of the first, and compute in its dtype."""
-    first = tensors[0]
-    device, dtype = first.device, first.dtype
-    for x in tensors:
-        if x.device != device:
-            return False
-        # Rarely, and it takes a microsecond to ask.
-        if x.dtype != dtype and compute_dtype(x) != compute_dtype(first):
-            return False
-    return True
+    if len(set(map(_kind, tensors))) == 1:
+        return True
+    device, dtype = tensors[0].device, compute_dtype(tensors[0])
+    return all(x.device == device and compute_dtype(x) == dtype for x in tensors)
 
 
 def differentiable(tensors):

@@ -1,7 +1,7 @@
 """Several layers, in one direction or both, on the kernels, as one differentiable function."""
 
 import math
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from . import reference
 from .checks import differentiable
 from .packing import Packing
-from .precision import matmul_in
+from .precision import gpu_of
 from .reference import Weights, by_layer
 
 
@@ -20,8 +20,9 @@ class Call(NamedTuple):
     L layers in D directions of H units; P numbers in h, H where it is not projected; bias: whether
     there are any; projected; size: weights of a layer's direction; precision: of float32 products,
     "tf32" or "ieee"; tile, as keyword arguments, at_once, one_step: of lstm.Plan; grid: tiles, and
-    slices if there are several; numbers: that a step saves of each state, of a direction; packing:
-    where packed rows lie, else None.
+    slices if there are several; sliced: whether there are; numbers: that a step saves of each
+    state, of a direction; plain: whether `_PlainLSTM` can do it; packing: where packed rows lie,
+    else None.
     """
 
     L: int
@@ -36,12 +37,10 @@ class Call(NamedTuple):
     at_once: int
     one_step: bool
     grid: tuple
+    sliced: bool
     numbers: int
+    plain: bool
     packing: Packing | None = None
-
-    @property
-    def sliced(self):
-        return len(self.grid) > 1
 
     def weights(self, flat, layer):
         """Weights of each direction of a layer, of a flat list of all."""
@@ -53,7 +52,7 @@ class Call(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def plan_call(plan, L, D, H, P, bias, B, precision):
+def plan_call(plan, L, D, H, P, bias, B):
     """The Call of a lstm.Plan for so many sequences. P: 0 where it is not projected."""
     tile, projected = dict(plan.tile), P > 0
     grid = (1,)
@@ -61,8 +60,10 @@ def plan_call(plan, L, D, H, P, bias, B, precision):
         tiles, slices = -(-B // tile["BLOCK_B"]), -(-H // tile["BLOCK_H"])
         grid = (tiles, slices) if tile["BLOCK_K"] > tile["BLOCK_H"] else (tiles,)
     return Call(
-        L, D, H, P or H, bias, projected, 2 + 2 * bias + projected, precision, tile, plan.at_once,
-        plan.one_step, grid, math.prod(grid) * tile["BLOCK_H"] * tile["BLOCK_B"],
+        L, D, H, P or H, bias, projected, 2 + 2 * bias + projected, plan.precision, tile,
+        plan.at_once, plan.one_step, grid, len(grid) > 1,
+        math.prod(grid) * tile["BLOCK_H"] * tile["BLOCK_B"],
+        D == 1 and bias and not projected and len(grid) == 1,
     )  # fmt: skip
 
 
@@ -89,7 +90,9 @@ def lstm(call, input, h_0, c_0, weights, masks=None, resets=None):
         doi.org/10.1162/089976600300015015.
     """
     # Not left to the Function: its ctx.needs_input_grad stays true under no_grad.
-    if differentiable((input, h_0, c_0, *weights)):
+    if differentiable((*weights, input, h_0, c_0)):
+        if call.plain and h_0 is None and masks is None and resets is None:
+            return _PlainLSTM.apply(call, input, *weights)
         return _LSTM.apply(call, masks, resets, input, h_0, c_0, *weights)
     if call.one_step:
         return _one_step(call, input, h_0, c_0, weights, masks, resets)
@@ -122,26 +125,98 @@ class _LSTM(torch.autograd.Function):
             tensors[end:],
         )
         if torch.is_grad_enabled():
-            sizes = call.packing and call.packing.batch_sizes
-
-            def function(input, h_0, c_0, *weights):
-                layers = by_layer(weights, call.L * call.D)
-                return reference.lstm(input, h_0, c_0, layers, masks, resets, call.D, sizes)
-
-            grads = reference.backward(function, inputs, needs, grads)
+            grads = _differentiable_backward(call, inputs, needs, grads, masks, resets)
         else:
             grads = backward(call, grads, masks, resets, saved, inputs, needs)
         return None, None, None, *grads
 
 
+class _PlainLSTM(torch.autograd.Function):
+    """_LSTM from zeros, in one direction and one slice, nothing packed, projected, dropped or
+    reset, as most training runs it.
+
+    The equations around the kernels are all that is left of it. The questions that the rest asks
+    are 15 us of host time a layer, of which such a call then takes 30.
+    """
+
+    @staticmethod
+    def forward(ctx, call, input, *weights):
+        lstm_forward = kernels().forward.lstm_forward
+        L, H, numbers, (T, B, _) = call.L, call.H, call.numbers, input.shape
+        h_n, c_n = input.new_empty(L, B, H), input.new_empty(L, B, H)
+        x, saved = input.reshape(T * B, input.shape[-1]), []
+        with gpu_of(input, call.precision):
+            for layer in range(L):
+                weight_ih, weight_hh, bias_ih, bias_hh = weights[4 * layer : 4 * layer + 4]
+                gates_ih = F.linear(x, weight_ih)
+                # Backward reads an output as rows.
+                x = input.new_empty(T, B, H) if layer == L - 1 else input.new_empty(T * B, H)
+                steps = input.new_empty((1 + 5 * T) * numbers)
+                weight_hh_t = input.new_empty(H, 4 * H)
+                lstm_forward(
+                    gates_ih, bias_ih.contiguous(), bias_hh.contiguous(), weight_hh.contiguous(),
+                    None, None, x, h_n, c_n, steps, weight_hh_t, layer, 1, T, B, call.tile,
+                )  # fmt: skip
+                saved += (x, steps, weight_hh_t)
+        ctx.call = call
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(input, *saved, *weights)
+        return x, h_n, c_n
+
+    @staticmethod
+    def backward(ctx, grad_output, grad_h_n, grad_c_n):
+        call, (_, needs_input, *needs) = ctx.call, ctx.needs_input_grad
+        L, H, (input, *saved) = call.L, call.H, ctx.saved_tensors
+        weights, grads = saved[3 * L :], [None] * (4 * L)
+        if torch.is_grad_enabled():
+            upstream = grad_output, grad_h_n, grad_c_n
+            inputs, needs = (input, None, None, *weights), (needs_input, False, False, *needs)
+            grad_input, _, _, *grads = _differentiable_backward(call, inputs, needs, upstream)
+            return None, grad_input, *grads
+        lstm_backward = kernels().backward.lstm_backward
+        T, B, I = input.shape
+        grad, grad_h_n, grad_c_n = _aligned(grad_output), contiguous(grad_h_n), contiguous(grad_c_n)
+        h = saved[3 * L - 3].view(T * B, H)
+        with gpu_of(input, call.precision):
+            for layer in range(L - 1, -1, -1):
+                _, steps, weight_hh_t = saved[3 * layer : 3 * layer + 3]
+                dz = input.new_empty(T * B, 4 * H)
+                lstm_backward(
+                    steps, weight_hh_t, grad, grad_h_n, grad_c_n, dz, None, None, layer, 1, T, B,
+                    call.tile,
+                )  # fmt: skip
+                x, at = saved[3 * layer - 3] if layer > 0 else input.reshape(T * B, I), 4 * layer
+                needs_ih, needs_hh, *needs_biases = needs[at : at + 4]
+                grads[at : at + 4] = (
+                    dz.t() @ x if needs_ih else None,
+                    dz[B:].t() @ h[:-B] if needs_hh else None,
+                    *grad_biases(dz, needs_biases),
+                )
+                if not needs_input and True not in needs[:at]:
+                    break
+                grad, h = dz @ weights[at], x
+        return None, grad.view(T, B, I) if needs_input else None, *grads
+
+
 # What `forward` leaves for `backward`, of each layer
-SAVED = 5
+SAVED = 4
+
+
+def _differentiable_backward(call, inputs, needs, grads, masks=None, resets=None):
+    """`backward` to be differentiated again."""
+    sizes = call.packing and call.packing.batch_sizes
+
+    def function(input, h_0, c_0, *weights):
+        layers = by_layer(weights, call.L * call.D)
+        return reference.lstm(input, h_0, c_0, layers, masks, resets, call.D, sizes)
+
+    return reference.backward(function, inputs, needs, grads)
 
 
 def reserve(call, input, capacity=None):
     """What `forward` fills for `backward`, flat, SAVED of each layer: its output, what was
-    projected to it (else None), gates, cells and W_hh transposed (None of slices), as
-    kernels/forward.py has them.
+    projected to it (else None), steps and W_hh transposed (None of slices), as kernels/forward.py
+    has them.
 
     capacity: sequences to have room for, at least those of all tiles.
     """
@@ -155,8 +230,7 @@ def reserve(call, input, capacity=None):
         saved += (
             input.new_empty(*rows, D * P),
             input.new_empty(*rows, D * H) if call.projected else None,
-            input.new_empty(D * 4 * T * numbers),
-            input.new_empty(D * (T + 1) * numbers),
+            input.new_empty(D * (1 + 5 * T) * numbers),
             None if call.sliced else input.new_empty(D, H, 4 * H),
         )
     return saved
@@ -164,11 +238,8 @@ def reserve(call, input, capacity=None):
 
 def forward(call, masks, resets, input, h_0, c_0, weights, saved=None):
     """output, h_n, c_n. Args: as `lstm`; saved: None, or what `reserve` gave, to fill."""
-    arguments = call, masks, resets, input, h_0, c_0, weights, saved
-    if input.is_cuda:
-        with torch.cuda.device_of(input), matmul_in(call.precision):
-            return _forward(*arguments)
-    return _forward(*arguments)
+    with gpu_of(input, call.precision):
+        return _forward(call, masks, resets, input, h_0, c_0, weights, saved)
 
 
 def backward(call, grads, masks, resets, saved, inputs, needs):
@@ -178,17 +249,12 @@ def backward(call, grads, masks, resets, saved, inputs, needs):
     them; saved: what it filled.
     """
     input, h_0, c_0, *weights = inputs
-    arguments = call, *grads, masks, resets, saved, input, h_0, c_0, weights, needs
-    if input.is_cuda:
-        with torch.cuda.device_of(input), matmul_in(call.precision):
-            return _backward(*arguments)
-    return _backward(*arguments)
+    with gpu_of(input, call.precision):
+        return _backward(call, *grads, masks, resets, saved, input, h_0, c_0, weights, needs)
 
 
 def _one_step(call, input, h_0, c_0, weights, masks, resets):
     """`forward` of a single step in one direction, not projected: a launch for each layer."""
-    from .kernels.step import lstm_step
-
     L, B, H = call.L, input.shape[1], call.H
     h_0, c_0 = _cut_first(h_0, resets, 1), _cut_first(c_0, resets, 1)
     output = input.new_empty(1, B, H)
@@ -199,7 +265,7 @@ def _one_step(call, input, h_0, c_0, weights, masks, resets):
             x = x if x.stride(-1) == 1 else x.contiguous()
             h, c = (None if s is None else contiguous(s[layer]) for s in (h_0, c_0))
             (of_layer,) = call.weights(weights, layer)
-            lstm_step(
+            kernels().step.lstm_step(
                 x, *map(contiguous, of_layer[:4]), h, c, h_n[layer], c_n[layer],
                 output if layer + 1 == L else None, None, call.tile,
             )  # fmt: skip
@@ -208,11 +274,9 @@ def _one_step(call, input, h_0, c_0, weights, masks, resets):
 
 
 def _forward(call, masks, resets, input, h_0, c_0, weights, saved):
-    from .kernels.forward import lstm_forward
-
     L, D, H, P, packing, projected = call.L, call.D, call.H, call.P, call.packing, call.projected
     *rows, _ = input.shape
-    B = packing.B if packing else rows[1]
+    T, B = (packing.T, packing.B) if packing else rows
     # Not two views of one tensor: nobody could change them in place.
     h_n, c_n = input.new_empty(L * D, B, P), input.new_empty(L * D, B, H)
     h_0, c_0, flags = _states(h_0, c_0, resets, D)
@@ -233,15 +297,14 @@ def _forward(call, masks, resets, input, h_0, c_0, weights, saved):
             # No view of another tensor: autograd would forbid to change it in place.
             output = input.new_empty(*rows, D * P)
             hidden = input.new_empty(*rows, D * H) if projected else output
-            gates = cells = weight_hh_t = None
+            steps = weight_hh_t = None
         else:
-            output, hidden, gates, cells, weight_hh_t = saved[layer * SAVED : (layer + 1) * SAVED]
+            output, hidden, steps, weight_hh_t = saved[layer * SAVED : (layer + 1) * SAVED]
             hidden = output if hidden is None else hidden
-        lstm_forward(
-            gates_ih, _stack([x.bias_ih for x in directions]),
-            _stack([x.bias_hh for x in directions]), _stack([_recurrent(x) for x in directions]),
-            None if folded else h_0, c_0, hidden, last, c_n, gates, cells, weight_hh_t,
-            layer, D, call.tile, packing and packing.offsets, flags,
+        kernels().forward.lstm_forward(
+            gates_ih, _stack(directions, 2), _stack(directions, 3), _recurrent(directions),
+            None if folded else h_0, c_0, hidden, last, c_n, steps, weight_hh_t,
+            layer, D, T, B, call.tile, packing and packing.offsets, flags,
             _meeting(call, input, backward=False) if call.sliced else None,
         )  # fmt: skip
         if projected:
@@ -256,8 +319,6 @@ def _forward(call, masks, resets, input, h_0, c_0, weights, saved):
 def _backward(
     call, grad_output, grad_h_n, grad_c_n, masks, resets, saved, input, h_0, c_0, weights, needs
 ):
-    from .kernels.backward import lstm_backward
-
     L, D, H, P, packing, projected = call.L, call.D, call.H, call.P, call.packing, call.projected
     needs_input, needs_h_0, needs_c_0, *needs_weights = needs
     needs_states = needs_h_0 or needs_c_0
@@ -272,10 +333,10 @@ def _backward(
         directions, first = call.weights(weights, layer), layer * D
         # Those of the layer's weights, and of one of its directions
         at, step = first * call.size, call.size
-        output, hidden, gates, cells, weight_hh_t = saved[layer * SAVED : (layer + 1) * SAVED]
+        output, hidden, steps, weight_hh_t = saved[layer * SAVED : (layer + 1) * SAVED]
         hidden = output if hidden is None else hidden
         if weight_hh_t is None:
-            weight_hh_t = _stack([_recurrent(x).t() for x in directions])
+            weight_hh_t = _recurrent(directions).view(D, 4 * H, H).transpose(1, 2).contiguous()
         grad_gates = input.new_empty(D * math.prod(rows), 4 * H)
         grad_hidden = grad_output
         if projected:
@@ -291,8 +352,8 @@ def _backward(
             for n, of_direction in enumerate(directions):
                 weight_hr, out = of_direction.weight_hr, _one(grad_hidden, n, D)
                 torch.mm(_one(grad_output, n, D), weight_hr, out=out)
-        lstm_backward(
-            gates, cells, weight_hh_t, _aligned(grad_hidden), None if projected else grad_h_n,
+        kernels().backward.lstm_backward(
+            steps, weight_hh_t, _aligned(grad_hidden), None if projected else grad_h_n,
             grad_c_n, grad_gates, None if projected or call.sliced else grad_h_0, grad_c_0,
             layer, D, T, B, call.tile, packing and packing.offsets, flags,
             _meeting(call, input, backward=True) if call.sliced else None,
@@ -329,6 +390,15 @@ def _backward(
         for x in (grad_h_0, grad_c_0):
             _cut_first(x, resets, D, in_place=True)
     return grad_output, grad_h_0, grad_c_0, *grad_weights
+
+
+@cache
+def kernels():
+    """The package of the kernels, whose import needs Triton: where the first of them runs."""
+    from . import kernels
+    from .kernels import backward, forward, slices, step  # noqa: F401
+
+    return kernels
 
 
 def _gates_ih(x, directions):
@@ -423,8 +493,6 @@ def _states(h_0, c_0, resets, D):
 
 def _meeting(call, input, backward):
     """What slices exchange through (kernels/slices.py)."""
-    from .kernels.slices import Meeting
-
     (tiles, slices), tile, D = call.grid, call.tile, call.D
     size = tile["BLOCK_H"] * tile["BLOCK_B"]
     of_tile = (
@@ -436,16 +504,17 @@ def _meeting(call, input, backward):
     states = None
     if call.at_once == 0:
         states = input.new_empty(2, D, tiles, slices, size, dtype=torch.float32)
-    return Meeting(exchange, states, call.at_once)
+    return kernels().slices.Meeting(exchange, states, call.at_once)
 
 
-def _recurrent(weights):
-    """What multiplies the kernels' h, which is not projected: W_hh, or W_hh W_hr, (4H, H).
+def _recurrent(directions):
+    """What multiplies the kernels' h, which is not projected: W_hh, or W_hh W_hr, (D, 4H, H).
 
     W_hh (W_hr h) = (W_hh W_hr) h: to the kernels a projected LSTM is one that is not, and |h| < 1.
     """
-    weight_hh, weight_hr = weights.weight_hh, weights.weight_hr
-    return weight_hh if weight_hr is None else weight_hh @ weight_hr
+    if directions[0].weight_hr is None:
+        return _stack(directions, 1)
+    return torch.stack([weights.weight_hh @ weights.weight_hr for weights in directions])
 
 
 def _one(x, direction, D):
@@ -470,13 +539,14 @@ def _add_at_end(x, addend, last, packing):
         _at_end(x, last, len(addend)).add_(addend)
 
 
-def _stack(tensors):
-    """Tensors one after the other in memory; a single one that lies so is not copied, and None is
-    no tensor.
+def _stack(directions, number):
+    """One of the weights of all directions one after the other in memory; of a single direction
+    that lies so it is not copied.
     """
-    return (
-        contiguous(tensors[0]) if len(tensors) == 1 or tensors[0] is None else torch.stack(tensors)
-    )
+    x = directions[0][number]
+    if x is None or len(directions) == 1:
+        return contiguous(x)
+    return torch.stack([weights[number] for weights in directions])
 
 
 def contiguous(x):

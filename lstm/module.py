@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import layer, ops, recompute, reference
 from . import plan as plans
-from .checks import alike, check_resets, differentiable, two_tensors, weight_sizes
+from .checks import alike, check_resets, differentiable, shape_of, two_tensors, weight_sizes
 from .packing import Packing
 from .precision import compute_dtype, fp32_precision
 
@@ -83,10 +83,10 @@ class LSTM(RNNBase):
 
     def _planned(self, input, hx, resets):
         """A call on the path that `explain` names."""
-        plan = self.explain(input, hx, resets)
+        weights = self._weights()
+        plan = self._explain(input, hx, resets, weights)
         if plan.path == "torch":
             return nn.LSTM.forward(self, input, hx)
-        precision = fp32_precision()
 
         def run(input, h_0, c_0, weights, masks, resets, L, D, packing):
             if plan.path == "reference":
@@ -94,12 +94,12 @@ class LSTM(RNNBase):
                 return reference.lstm(input, h_0, c_0, layers, masks, resets, D, sizes)
             call = layer.plan_call(
                 plan, L, D, self.hidden_size, self.proj_size, self.bias,
-                packing.B if packing else input.shape[1], precision,
+                packing.B if packing else input.shape[1],
             )  # fmt: skip
-            call = call._replace(packing=packing) if packing else call
+            call = call._replace(packing=packing, plain=False) if packing else call
             return layer.lstm(call, input, h_0, c_0, weights, masks, resets)
 
-        return self._call(run, input, hx, resets)
+        return self._call(run, input, hx, resets, weights)
 
     def _compiled(self, input, hx, resets):
         """A call within torch.compile or torch.export, as an operator that plans when it runs."""
@@ -125,15 +125,15 @@ class LSTM(RNNBase):
                 return reference.lstm(input, h_0, c_0, layers, masks, resets, D)
             return ops.lstm(input, h_0, c_0, weights, masks, resets, L * D, D, precision)
 
-        return self._call(run, input, hx, resets)
+        return self._call(run, input, hx, resets, self._weights())
 
-    def _call(self, run, input, hx, resets):
+    def _call(self, run, input, hx, resets, weights):
         """What `run` computes, of tensors as layer.lstm has them, in the form that nn.LSTM returns.
 
         run(input, h_0, c_0, weights, masks, resets, L, D, packing) gives output, h_n, c_n, of L
         layers in D directions; weights: flat.
         """
-        weights, packing = self._weights(), None
+        packing = None
         if isinstance(input, PackedSequence):
             input, batch_sizes, order, restore = input
             packing = Packing(batch_sizes, input.device)
@@ -152,7 +152,7 @@ class LSTM(RNNBase):
         elif self.batch_first and not packing:
             input, resets = (x if x is None else x.transpose(0, 1) for x in (input, resets))
 
-        L, D = self.num_layers, 2 if self.bidirectional else 1
+        L, D = self.num_layers, self._D
         arguments = input, h_0, c_0, weights, self._dropout_masks(input, D), resets, L, D, packing
         if self.recompute and differentiable((input, h_0, c_0, *weights)):
             output, h_n, c_n = recompute.lstm(run, *arguments, self.recompute)
@@ -171,76 +171,78 @@ class LSTM(RNNBase):
         Returns: lstm.Plan, which prints well.
         Raises: what the call raises for resets that do not go with the input.
         """
+        return self._explain(input, hx, resets, self._weights())
+
+    def _explain(self, input, hx, resets, weights):
         x = input.data if isinstance(input, PackedSequence) else input
-        plan = plans.forced(plans.refusal(x) or self._plan(input, x, hx))
+        plan = plans.refusal(x) or self._plan(input, x, hx, weights)
         if resets is not None and isinstance(x, torch.Tensor):
             check_resets(resets, input)
             if plan.path == "torch":
                 # Which has none.
                 plan = replace(plan, path="reference")
-        if plan.path != "torch" and not self._accepts(input, hx):
+        if plan.path != "torch" and not self._accepts(input, hx, weights):
             return plans.MISFIT
         return plan
 
-    def _plan(self, input, x, hx):
-        batch, dtype, precision = self._batch(input), compute_dtype(x), fp32_precision()
-        if self._one_step(input) and not differentiable((x, *(hx or ()), *self._weights())):
-            input_size = max(self.input_size, self.hidden_size * (self.num_layers > 1))
-            plan = plans.cell_plan(
-                input_size, self.hidden_size, batch, dtype, plans.capability(x.device),
-                plans.interpreted(), precision,
-            )  # fmt: skip
+    def _plan(self, input, x, hx, weights):
+        H, D, dtype, precision = self.hidden_size, self._D, compute_dtype(x), fp32_precision()
+        T, B = self._steps_and_batch(input)
+        # As in streaming inference. A launch does such a step of one direction, not projected.
+        one_step = T == 1 and D == 1 and not self.proj_size
+        states = hx if one_step and two_tensors(hx) else ()
+        if one_step and not differentiable((*weights, x, *states)):
+            input_size = max(self.input_size, H * (self.num_layers > 1))
+            card, interpret = plans.capability(x.device), plans.interpreted()
+            plan = plans.cell_plan(input_size, H, B, dtype, card, interpret, precision)
             if plan.path == "fused":
                 return plan
-        return plans.plan_on(
-            x.device, self.hidden_size, batch, dtype, precision, self.bidirectional
-        )
+        return plans.plan_on(x.device, H, B, dtype, precision, D == 2)
 
-    def _one_step(self, input):
-        """Whether a step is all, as in streaming inference, and of a kind that a launch does."""
-        if isinstance(input, PackedSequence) or self.bidirectional or self.proj_size:
-            return False
-        return input.shape[1 if input.dim() == 3 and self.batch_first else 0] == 1
+    @property
+    def _D(self):
+        """Directions"""
+        return 2 if self.bidirectional else 1
 
-    def _batch(self, input):
-        """Sequences in an input of any kind."""
+    def _steps_and_batch(self, input):
+        """Steps, 0 of packed ones, which are as many as there are, and sequences."""
         if isinstance(input, PackedSequence):
-            return int(input.batch_sizes[0])
-        return 1 if input.dim() != 3 else input.shape[0 if self.batch_first else 1]
+            return 0, int(input.batch_sizes[0])
+        shape = input.shape
+        if len(shape) != 3:
+            return shape[0] if shape else 0, 1
+        return (shape[1], shape[0]) if self.batch_first else (shape[0], shape[1])
 
-    def _accepts(self, input, hx):
+    def _accepts(self, input, hx, weights):
         """Whether shapes, dtypes and devices are as the kernels take them."""
-        batch = [self._batch(input)]
+        x = input
         if isinstance(input, PackedSequence):
-            input, batch_sizes, *_ = input
-            if input.dim() != 2 or not Packing.valid(batch_sizes, len(input)):
+            x, batch_sizes, *_ = input
+            if x.dim() != 2 or not Packing.valid(batch_sizes, len(x)):
                 return False
-        elif input.dim() == 2:
-            batch = []
-        if input.dim() not in (2, 3) or input.shape[-1] != self.input_size or input.numel() == 0:
+        if x.dim() not in (2, 3) or x.shape[-1] != self.input_size or x.numel() == 0:
             return False
-        weights = self._weights()
-        D = 2 if self.bidirectional else 1
+        I, H, L, P = self.input_size, self.hidden_size, self.num_layers, self.proj_size
+        D, tensors = self._D, [x, *weights]
         # A replaced parameter may have any shape, and the kernels would read past its end.
-        sizes = self.input_size, self.hidden_size, self.num_layers, self.bias, D, self.proj_size
-        if any(x.shape != size for x, size in zip(weights, weight_sizes(*sizes), strict=True)):
+        if list(map(shape_of, weights)) != weight_sizes(I, H, L, self.bias, D, P):
             return False
-        tensors = [input, *weights]
         if hx is not None:
             if not two_tensors(hx):
                 return False
-            states, size = (self.num_layers * D, *batch), self.proj_size or self.hidden_size
-            if hx[0].shape != (*states, size) or hx[1].shape != (*states, self.hidden_size):
+            batch = self._steps_and_batch(input)[1:] if x is not input or x.dim() == 3 else ()
+            if hx[0].shape != (L * D, *batch, P or H) or hx[1].shape != (L * D, *batch, H):
                 return False
             tensors += hx
         return alike(tensors)
 
     def _weights(self):
         """The weights in nn.LSTM's order: parameters, or what a parametrization put there."""
-        own = self._parameters
-        return [
-            own[name] if name in own else getattr(self, name) for name in self._flat_weights_names
-        ]
+        own, names = self._parameters, self._flat_weights_names
+        try:
+            return [own[name] for name in names]
+        except KeyError:
+            return [own[name] if name in own else getattr(self, name) for name in names]
 
     def _dropout_masks(self, input, D):
         """What multiplies the outputs between layers, drawn as nn.LSTM draws it on a CPU."""

@@ -132,11 +132,11 @@ def _sizes(weights):
     return rows // 4, columns
 
 
-def _plan_call(plan, weights, count, D, B, precision):
+def _plan_call(plan, weights, count, D, B):
     # The compiler may have sizes as numbers that it does not know; a change of them compiles anew.
     H, P = map(int, _sizes(weights))
     size = len(weights) // count
-    return layer.plan_call(plan, count // D, D, H, P if size % 2 else 0, size > 3, B, precision)
+    return layer.plan_call(plan, count // D, D, H, P if size % 2 else 0, size > 3, B)
 
 
 def _call(input, weights, count, D, precision):
@@ -145,7 +145,7 @@ def _call(input, weights, count, D, precision):
     plan = plans.plan_on(input.device, H, B, input.dtype, precision, D == 2)
     if plan.path == "torch":
         return None
-    return _plan_call(plan, weights, count, D, B, precision)
+    return _plan_call(plan, weights, count, D, B)
 
 
 def _reserve(input, weights, count, D, precision, device=None):
@@ -158,7 +158,7 @@ def _reserve(input, weights, count, D, precision, device=None):
         return None
     from .kernels.config import capacity
 
-    call = _plan_call(plan, weights, count, D, 1, precision)
+    call = _plan_call(plan, weights, count, D, 1)
     like = input if device is None else torch.empty_like(input, device=device)
     return layer.reserve(call, like, capacity(input.shape[1], H, plans.interpreted()))
 
@@ -179,9 +179,8 @@ def _clear_rest(call, saved, B):
 
     room, held = capacity(B, call.H, plans.interpreted()), call.grid[0] * call.tile["BLOCK_B"]
     for first in range(0, len(saved or ()), layer.SAVED) if held < room else ():
-        _, _, gates, cells, _ = saved[first : first + layer.SAVED]
-        for x in (gates, cells):
-            x[x.numel() // room * held :].zero_()
+        steps = saved[first + 2]
+        steps[steps.numel() // room * held :].zero_()
 
 
 def _besides_output(saved):

@@ -29,6 +29,7 @@ class Plan:
     one_step: fused: a launch does the input product, too, of a single step that is not
         differentiated.
     operands: fused: what the products multiply: a dtype's name, "two float16", or "tf32".
+    precision: fused: of float32, what all products follow: "tf32" or "ieee".
     """
 
     path: str
@@ -39,6 +40,7 @@ class Plan:
     slices: int = 1
     at_once: int = 0
     one_step: bool = False
+    precision: str = ""
 
     def __str__(self):
         if self.path == "torch":
@@ -95,14 +97,12 @@ def multiprocessors(device):
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def forced(plan):
-    """The plan, or what the environment variable FUSED_LSTM_FORCE makes of it, for tests and
-    benchmarks: "torch" for PyTorch's own module, "stepwise" for slices launched for each step.
+@cache
+def forced():
+    """The environment variable FUSED_LSTM_FORCE at the first call, for tests and benchmarks:
+    "torch" for PyTorch's own module, "stepwise" for slices launched for each step, else None.
     """
-    force = os.environ.get("FUSED_LSTM_FORCE")
-    if force == "torch":
-        return Plan("torch", "FUSED_LSTM_FORCE is torch")
-    return replace(plan, at_once=0) if force == "stepwise" and plan.at_once else plan
+    return os.environ.get("FUSED_LSTM_FORCE")
 
 
 @lru_cache
@@ -111,6 +111,8 @@ def device_refusal(device):
 
     Of a GPU it says so, once.
     """
+    if forced() == "torch":
+        return Plan("torch", "FUSED_LSTM_FORCE is torch")
     if interpreted() and device.type in ("cpu", "cuda"):
         return None
     if device.type != "cuda":
@@ -140,12 +142,16 @@ def refusal(input):
     return TRACED if torch.jit.is_tracing() else device_refusal(input.device)
 
 
+@lru_cache(maxsize=1024)
 def plan_on(device, hidden_size, batch, dtype, precision, bidirectional):
     """`plan` for a device that is there."""
-    return device_refusal(device) or plan(
+    planned = device_refusal(device) or plan(
         hidden_size, batch, dtype, capability(device), interpreted(), precision, bidirectional,
         multiprocessors(device),
     )  # fmt: skip
+    if planned.at_once and forced() == "stepwise":
+        return replace(planned, at_once=0)
+    return planned
 
 
 @lru_cache(maxsize=1024)
@@ -202,7 +208,7 @@ def plan(
     operands = "float16" if dtype == torch.float32 else str(dtype).removeprefix("torch.")
     return Plan(
         "fused", _where(card, interpret), tuple(tile.items()), tiles * D * slices,
-        f"two {operands}" if exact else operands, slices, at_once,
+        f"two {operands}" if exact else operands, slices, at_once, precision=precision,
     )  # fmt: skip
 
 
@@ -221,7 +227,7 @@ def cell_plan(input_size, hidden_size, batch, dtype, card, interpret=False, prec
     programs = -(-batch // tile["BLOCK_B"]) * -(-hidden_size // tile["BLOCK_H"])
     return Plan(
         "fused", _where(card, interpret), tuple(tile.items()), programs,
-        "tf32" if tf32 else str(dtype).removeprefix("torch."), one_step=True,
+        "tf32" if tf32 else str(dtype).removeprefix("torch."), one_step=True, precision=precision,
     )  # fmt: skip
 
 

@@ -16,15 +16,31 @@ def matmul_fp32_precision():
 
 def compute_dtype(x):
     """The dtype a call with x computes in: its own, or what autocast casts it to."""
-    castable = x.dtype.is_floating_point and x.dtype != torch.float64
-    if castable and torch.is_autocast_enabled(x.device.type):
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
+    dtype, device = x.dtype, x.device.type
+    if not torch.is_autocast_enabled(device):
+        return dtype
+    castable = dtype.is_floating_point and dtype != torch.float64
+    return torch.get_autocast_dtype(device) if castable else dtype
 
 
 def fp32_precision():
     """Of a float32 LSTM, from torch.backends.cudnn.rnn: "tf32", the default, or "ieee"."""
     return "tf32" if _rnn.fp32_precision == "tf32" else "ieee"
+
+
+class gpu_of:
+    """The context of a tensor's GPU with `matmul_in`; on a CPU, which has neither, none."""
+
+    def __init__(self, x, precision):
+        self.contexts = (torch.cuda.device_of(x), matmul_in(precision)) if x.is_cuda else ()
+
+    def __enter__(self):
+        for context in self.contexts:
+            context.__enter__()
+
+    def __exit__(self, *error):
+        for context in self.contexts:
+            context.__exit__(*error)
 
 
 class matmul_in:

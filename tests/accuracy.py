@@ -164,9 +164,9 @@ def call_of(case, **changes):
     rows, columns = weights[1].shape
     call = layer.plan_call(
         plan, len(case.layers) // case.D, case.D, rows // 4, columns if len(weights) % 2 else 0,
-        len(weights) > 3, packed.B if packed else case.input.shape[1], case.precision,
+        len(weights) > 3, packed.B if packed else case.input.shape[1],
     )  # fmt: skip
-    return call._replace(packing=packed)
+    return call._replace(packing=packed, plain=False) if packed else call
 
 
 def flat(layers):

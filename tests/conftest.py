@@ -61,6 +61,25 @@ def device():
 
 
 @pytest.fixture
+def force(monkeypatch):
+    """Sets FUSED_LSTM_FORCE, which otherwise is read once."""
+    from lstm import plan
+
+    def forget():
+        plan.forced.cache_clear()
+        plan.device_refusal.cache_clear()
+        plan.plan_on.cache_clear()
+
+    def force(path):
+        monkeypatch.setenv("FUSED_LSTM_FORCE", path)
+        forget()
+
+    yield force
+    monkeypatch.delenv("FUSED_LSTM_FORCE", raising=False)
+    forget()
+
+
+@pytest.fixture
 def run_without_interpreter():
     """Runs Python source in a fresh process that has neither a GPU nor Triton's interpreter."""
 

@@ -18,10 +18,10 @@ def small(monkeypatch):
 
 
 @pytest.fixture
-def quick(small, monkeypatch):
+def quick(small, force):
     """On a CPU PyTorch's LSTM: the faults are none of the kernels'."""
     if not torch.cuda.is_available():
-        monkeypatch.setenv("FUSED_LSTM_FORCE", "torch")
+        force("torch")
 
 
 def before_step(monkeypatch, fault):

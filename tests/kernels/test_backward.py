@@ -22,19 +22,18 @@ def arguments(guarded, T=3, D=1, offsets=None):
     rows = (T, B) if offsets is None else (int(offsets[-1]),)
     weight_hh = guarded.full(torch.randn(D, 4 * H, H) / 4)
     weight_hh_t = guarded.empty(D, H, 4 * H)
-    gates, cells = guarded.empty(D, 3, T, 4, SIZE), guarded.empty(D, 3, T + 1, SIZE)
+    steps = guarded.empty(D, 3, 1 + 5 * T, SIZE)
     lstm_forward(
         guarded.full(torch.randn(D, *rows, 4, H)), guarded.full(torch.randn(D, 4, H)),
         guarded.full(torch.randn(D, 4, H)), weight_hh,
         guarded.full(torch.randn(D, B, H)) if offsets is None else None,
         guarded.full(torch.randn(D, B, H)),
         guarded.empty(*rows, D, H), guarded.empty(D, B, H), guarded.empty(D, B, H),
-        gates, cells, weight_hh_t, 0, D, TILE, offsets,
+        steps, weight_hh_t, 0, D, T, B, TILE, offsets,
     )  # fmt: skip
     assert torch.equal(weight_hh_t, weight_hh.mT)
     return {
-        "gates": gates,
-        "cells": cells,
+        "steps": steps,
         "weight_hh_t": weight_hh_t,
         "grad_output": guarded.full(torch.randn(*rows, D, H)),
         "grad_h_n": guarded.full(torch.randn(D, B, H)),
@@ -106,10 +105,10 @@ def test_sliced_reads_and_writes_stay_within_the_tensors(T, D, packed, device, m
     offsets = guarded.integers(offsets) if packed else None
     given, meeting = sliced(guarded, T, D, rows[0] if packed else None)
     lstm_forward(*given.values(), SLICED_TILE, offsets, None, meeting)
-    S, size = given["gates"].shape[2], given["gates"].shape[-1]
+    S, size = given["steps"].shape[2], given["steps"].shape[-1]
     owners = SLICED_TILE["BLOCK_K"] // SLICED_TILE["BLOCK_H"]
     lstm_backward(
-        given["gates"], given["cells"], guarded.full(given["weight_hh"].flatten(1, 2).mT),
+        given["steps"], guarded.full(given["weight_hh"].flatten(1, 2).mT),
         guarded.full(torch.randn(*rows, D, SLICED_H)), guarded.full(torch.randn(D, B, SLICED_H)),
         guarded.full(torch.randn(D, B, SLICED_H)), guarded.empty(D, *rows, 4, SLICED_H), None,
         guarded.empty(D, B, SLICED_H), 0, D, T, B, SLICED_TILE, offsets, None,
@@ -130,8 +129,7 @@ def test_offsets_beyond_32_bits(monkeypatch):
         pytest.skip("only the interpreter can run one program of a grid alone")
     H, few, many = 16, 8, 2**27 + 8
     sizes = {
-        "gates": (1, 1, 2, 4, H * 8),
-        "cells": (1, 1, 3, H * 8),
+        "steps": (1, 1, 11, H * 8),
         "weight_hh_t": (1, H, 4 * H),
         "grad_output": (2, few, 1, H),
         "grad_h_n": (1, few, H),
@@ -141,7 +139,7 @@ def test_offsets_beyond_32_bits(monkeypatch):
         "grad_c_0": (1, few, H),
     }
     batches = dict.fromkeys(sizes, (1, 1)) | {
-        "gates": (1, 8), "cells": (1, 8), "weight_hh_t": None, "grad_gates": (2, 1)
+        "steps": (1, 8), "weight_hh_t": None, "grad_gates": (2, 1)
     }  # fmt: skip
     near, far, last = far_pair(sizes, batches, few, many)
     lstm_backward(*near.values(), 0, 1, 2, few, tile(H, few, 2, True))

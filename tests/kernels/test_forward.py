@@ -28,11 +28,12 @@ def arguments(guarded, T=3, D=1, packed=None):
         "output": guarded.empty(*rows, D, H),
         "h_n": guarded.empty(D, B, H),
         "c_n": guarded.empty(D, B, H),
-        "gates": guarded.empty(D, 3, T, 4, SIZE),
-        "cells": guarded.empty(D, 3, T + 1, SIZE),
+        "steps": guarded.empty(D, 3, 1 + 5 * T, SIZE),
         "weight_hh_t": guarded.empty(D, H, 4 * H),
         "layer": 0,
         "D": D,
+        "T": T,
+        "B": B,
     }
 
 
@@ -61,9 +62,9 @@ def test_last_states_are_the_last_step(dtype, device, monkeypatch):
     given = arguments(Guarded(device, dtype, monkeypatch))
     lstm_forward(*given.values(), TILE)
     assert torch.equal(given["h_n"][0], given["output"][-1, :, 0])
-    # cells, c_0 to c_T, in private order: the same numbers and those of the padding
-    assert torch.isin(given["c_0"], given["cells"][0, :, 0]).all()
-    assert torch.isin(given["c_n"], given["cells"][0, :, -1]).all()
+    # c_0 and c_T in private order: the same numbers and those of the padding
+    assert torch.isin(given["c_0"], given["steps"][0, :, 0]).all()
+    assert torch.isin(given["c_n"], given["steps"][0, :, -1]).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -85,7 +86,7 @@ def test_saving_changes_no_result(device, monkeypatch):
     guarded = Guarded(device, torch.float32, monkeypatch)
     saved = arguments(guarded)
     lstm_forward(*saved.values(), TILE)
-    others = saved | {"gates": None, "cells": None, "weight_hh_t": None}
+    others = saved | {"steps": None, "weight_hh_t": None}
     others |= {name: guarded.empty(*saved[name].shape) for name in ("output", "h_n", "c_n")}
     lstm_forward(*others.values(), TILE)
     for result in ("output", "h_n", "c_n"):
@@ -112,11 +113,12 @@ def sliced(guarded, T=3, D=1, packed=None):
         "output": guarded.empty(*rows, D, H),
         "h_n": guarded.empty(D, B, H),
         "c_n": guarded.empty(D, B, H),
-        "gates": guarded.empty(D, 3, S, T, 4, size),
-        "cells": guarded.empty(D, 3, S, T + 1, size),
+        "steps": guarded.empty(D, 3, S, 1 + 5 * T, size),
         "weight_hh_t": None,
         "layer": 0,
         "D": D,
+        "T": T,
+        "B": B,
     }
     exchange = guarded.full(torch.zeros(2, D, 3, SLICED_TILE["BLOCK_K"] * 8), torch.float32)
     return given, Meeting(exchange, guarded.empty(2, D, 3, S, size, dtype=torch.float32), 0)
@@ -156,16 +158,15 @@ def test_offsets_beyond_32_bits(monkeypatch):
         "output": (2, few, 1, H),
         "h_n": (1, few, H),
         "c_n": (1, few, H),
-        "gates": (1, 1, 2, 4, H * 8),
-        "cells": (1, 1, 3, H * 8),
+        "steps": (1, 1, 11, H * 8),
     }
     batches = dict.fromkeys(sizes, (1, 1)) | {
         "gates_ih": (2, 1), "bias_ih": None, "bias_hh": None, "weight_hh": None,
-        "gates": (1, 8), "cells": (1, 8),
+        "steps": (1, 8),
     }  # fmt: skip
     near, far, last = far_pair(sizes, batches, few, many)
-    lstm_forward(*near.values(), None, 0, 1, tile(H, few, 2, True))
+    lstm_forward(*near.values(), None, 0, 1, 2, few, tile(H, few, 2, True))
     run_only_program(monkeypatch, many // 8 - 1)
-    lstm_forward(*far.values(), None, 0, 1, tile(H, few, 2, True))
+    lstm_forward(*far.values(), None, 0, 1, 2, many, tile(H, few, 2, True))
     for name, x in last.items():
         assert torch.equal(x, near[name]), name

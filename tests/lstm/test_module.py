@@ -168,14 +168,14 @@ def test_explain_takes_the_batch_from_where_it_is(device):
     assert batch_first.explain(x).programs > 1
 
 
-def test_a_path_can_be_forced(device, launches, monkeypatch):
+def test_a_path_can_be_forced(device, launches, force):
     ours, theirs = pair(5, 130, device=device)
     x = make_input(2, 3, 5, device=device)
-    monkeypatch.setenv("FUSED_LSTM_FORCE", "torch")
+    force("torch")
     assert "FUSED_LSTM_FORCE" in str(ours.explain(x))
     assert torch.equal(ours(x)[0], theirs(x)[0])
     assert launches == {"forward": 0, "backward": 0}
-    monkeypatch.setenv("FUSED_LSTM_FORCE", "stepwise")
+    force("stepwise")
     assert "a launch a step" in str(ours.explain(x))
     assert_same([ours(x)[0]], [theirs(x)[0]])
     assert launches == {"forward": 1, "backward": 0}

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from lstm import LSTM, convert, layer
+from lstm import LSTM, convert
+from lstm.kernels import forward
 from tests.lstm.pairs import assert_equal, assert_same, flat, make_hx, make_input, no_onednn, pair
 
 CALLS = {
@@ -110,13 +111,15 @@ def test_no_gates_are_kept(device):
 
 def test_backward_holds_the_gates_of_one_part_at_a_time(device, monkeypatch):
     module, _ = pair(5, 20, device=device)
-    reserve, steps = layer.reserve, []
+    launch, steps = forward.lstm_forward, []
 
-    def recorded(call, input, *rest):
-        steps.append(len(input))
-        return reserve(call, input, *rest)
+    def recorded(*args):
+        *_, saved, _, _, _, T, _, _ = args[:16]
+        assert saved is not None
+        steps.append(T)
+        return launch(*args)
 
-    monkeypatch.setattr(layer, "reserve", recorded)
+    monkeypatch.setattr(forward, "lstm_forward", recorded)
     module.recompute = 4
     output, _ = module(make_input(10, 3, 5, device=device))
     assert steps == [4, 4, 2]
