@@ -25,6 +25,8 @@ class LSTMCell(nn.LSTMCell):
     Numerics: float32 follows torch.backends.cuda.matmul.fp32_precision, as nn.LSTMCell does on a
     GPU; its default, "ieee", is float32's own precision. Sums, cell and activations are float32 in
     every dtype.
+
+    Source: equations as in torch.nn.LSTMCell.
     """
 
     def forward(self, input, hx=None):
@@ -32,6 +34,7 @@ class LSTMCell(nn.LSTMCell):
 
         Args: input (B, I), or (I,) unbatched; hx: (h_0, c_0), each (B, H), or (H,); zeros if None.
         Returns: h_1, c_1, with hx's shapes.
+        Raises: what nn.LSTMCell raises.
         """
         if torch.compiler.is_compiling():
             return super().forward(input, hx)
@@ -51,8 +54,9 @@ class LSTMCell(nn.LSTMCell):
         return (h_1.squeeze(0), c_1.squeeze(0)) if input.dim() == 1 else (h_1, c_1)
 
     def explain(self, input, hx=None):
-        """Which path a call with this input takes, its tiles and warps, and the reason.
+        """Which path a call with these takes, its tiles and warps, and the reason. Runs nothing.
 
+        Args: as a call has them.
         Returns: lstm.Plan, which prints well.
         """
         plan = plans.refusal(input) or plans.cell_plan(

@@ -34,7 +34,9 @@ def convert(model):
     holds it, so optimizers and checkpoints go on as before; only its class changes. A subclass of
     theirs is left alone, as are parametrized ones: convert first, then parametrize.
 
-    Returns: Conversion, which prints well.
+    Args: model: any torch.nn.Module, on any device.
+    Returns: Conversion, which prints well, of what was replaced and what was left alone. Finding
+        nothing is no error.
     """
     return _change(model, OURS)
 
@@ -42,7 +44,10 @@ def convert(model):
 def revert(model):
     """Make every lstm.LSTM and lstm.LSTMCell in a model PyTorch's, in place: `convert` undone.
 
-    Returns: Conversion, which prints well.
+    Also those that were made as ours. On a GPU their weights move into one piece of memory, as
+    cuDNN wants them.
+
+    Args, returns: as `convert`.
     """
     return _change(model, {ours: theirs for theirs, ours in OURS.items()})
 

@@ -27,16 +27,22 @@ class LSTM(RNNBase):
     device=None, dtype=None), and one more, by name:
         recompute: of long sequences, how many steps to compute again together in backward, which
             saves the memory of their gates until then, for the time of a second forward; 0, the
-            default: none. Results are the same. It may be set later: lstm.recompute = 512.
+            default: none. Results are the same, but that states between parts are rounded to the
+            dtype of the call. It may be set later: lstm.recompute = 512.
 
     Calls the kernels do not serve, `explain` tells which and why, run PyTorch's own LSTM: same
-    result, its speed.
+    result, its speed, and no recompute. In torch.compile and torch.export a call is one operator,
+    but for a PackedSequence, which breaks the graph; ONNX gets its own LSTM.
 
     Numerics: float32 follows torch.backends.cudnn.rnn.fp32_precision, as nn.LSTM does on a GPU. The
     default, "tf32", has 10 bits of mantissa in products; "ieee" is float32's own precision, on the
     kernels up to 64 units. Sums, cells and activations are float32 in every dtype.
 
     It is no subclass of nn.LSTM, which torch.compile does not take.
+
+    Source: equations as in torch.nn.LSTM; forget gate from Gers et al., 2000,
+        doi.org/10.1162/089976600300015015; projection from Sak et al., 2014,
+        arxiv.org/abs/1402.1128.
     """
 
     # Also of modules that `convert` made, or that were pickled before there was one.
@@ -68,11 +74,14 @@ class LSTM(RNNBase):
         """nn.LSTM's forward.
 
         Args: input (T, B, I), (B, T, I) if batch_first, (T, I) unbatched, or a PackedSequence; hx:
-            (h_0, c_0), each (D num_layers, B, H), (D num_layers, H) unbatched, of D directions;
-            zeros if None; resets: bool, input's shape without I, or a PackedSequence like input's:
-            True where a new sequence begins, into which no state passes from the step before, nor,
-            in the other direction, back. At the first step it drops hx. None for no such step.
-        Returns: output, (h_n, c_n), with input's layout and hx's shapes.
+            (h_0, c_0), (D num_layers, B, P) and (D num_layers, B, H), without B unbatched, of D
+            directions, P being proj_size or else H; zeros if None; resets: bool, input's shape
+            without I, or a PackedSequence like input's: True where a new sequence begins, into
+            which no state passes from the step before, nor, in the other direction, back. At the
+            first step it drops hx. None for no such step.
+        Returns: output, with input's layout and D P for I, and (h_n, c_n), with hx's shapes.
+        Raises: what nn.LSTM raises; for resets TypeError if they are not bool or not packed as
+            input is, ValueError for another shape, RuntimeError for another device.
         """
         if torch.compiler.is_compiling():
             if isinstance(input, PackedSequence):
@@ -166,8 +175,10 @@ class LSTM(RNNBase):
         return output.transpose(0, 1) if self.batch_first else output, (h_n, c_n)
 
     def explain(self, input, hx=None, resets=None):
-        """Which path a call with these takes, its tiles and warps, and the reason.
+        """Which path a call with these takes, its tiles and warps, and the reason. Runs nothing.
 
+        Args: as a call has them; of the tensors only sizes, dtype, device and whether a gradient is
+            asked for count. Gradient mode, autocast and precision are those of the moment.
         Returns: lstm.Plan, which prints well.
         Raises: what the call raises for resets that do not go with the input.
         """

@@ -17,14 +17,14 @@ MIN_CAPABILITY = (8, 0)  # mma.sync on bfloat16, and tanh.approx
 
 @dataclass(frozen=True)
 class Plan:
-    """How one call of an LSTM or LSTMCell runs.
+    """How one call of an LSTM or LSTMCell runs: what `explain` returns. Prints well.
 
     path: "fused", our kernels; "torch", PyTorch's own module; or "reference", the equations in
         plain torch, a step at a time.
     reason: why, in a few words.
     tile: fused: what one program works on, keyword arguments of a launch (kernels/config.py).
     programs: fused: programs of each layer and pass.
-    slices: fused: programs that share the units of one tile, and exchange h at every step.
+    slices: fused: programs that share the units of one tile, and exchange h at every step; 1: none.
     at_once: fused, several slices: tiles of one launch; 0 for a launch for each step.
     one_step: fused: a launch does the input product, too, of a single step that is not
         differentiated.
