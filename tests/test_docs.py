@@ -30,9 +30,11 @@ def rows(text, header):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
-# torch.export's and its ONNX exporter's own
+# PyTorch's own: of torch.export, of its ONNX exporter, of torch.compile on a GPU
 @pytest.mark.filterwarnings(
-    "ignore:The tensor attributes:UserWarning", "ignore:_check_is_size:FutureWarning"
+    "ignore:The tensor attributes:UserWarning",
+    "ignore:_check_is_size:FutureWarning",
+    "ignore:TensorFloat32 tensor cores:UserWarning",
 )
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
 def test_the_code_of_a_page_runs_from_top_to_bottom(page, device, tmp_path, monkeypatch):
