@@ -161,7 +161,7 @@ class LSTM(RNNBase):
         elif self.batch_first and not packing:
             input, resets = (x if x is None else x.transpose(0, 1) for x in (input, resets))
 
-        L, D = self.num_layers, self._D
+        L, D = self.num_layers, 2 if self.bidirectional else 1
         arguments = input, h_0, c_0, weights, self._dropout_masks(input, D), resets, L, D, packing
         if self.recompute and differentiable((input, h_0, c_0, *weights)):
             output, h_n, c_n = recompute.lstm(run, *arguments, self.recompute)
@@ -197,10 +197,10 @@ class LSTM(RNNBase):
         return plan
 
     def _plan(self, input, x, hx, weights):
-        H, D, dtype, precision = self.hidden_size, self._D, compute_dtype(x), fp32_precision()
+        H, dtype, precision = self.hidden_size, compute_dtype(x), fp32_precision()
         T, B = self._steps_and_batch(input)
         # As in streaming inference. A launch does such a step of one direction, not projected.
-        one_step = T == 1 and D == 1 and not self.proj_size
+        one_step = T == 1 and not self.bidirectional and not self.proj_size
         states = hx if one_step and two_tensors(hx) else ()
         if one_step and not differentiable((*weights, x, *states)):
             input_size = max(self.input_size, H * (self.num_layers > 1))
@@ -208,12 +208,7 @@ class LSTM(RNNBase):
             plan = plans.cell_plan(input_size, H, B, dtype, card, interpret, precision)
             if plan.path == "fused":
                 return plan
-        return plans.plan_on(x.device, H, B, dtype, precision, D == 2)
-
-    @property
-    def _D(self):
-        """Directions"""
-        return 2 if self.bidirectional else 1
+        return plans.plan_on(x.device, H, B, dtype, precision, self.bidirectional)
 
     def _steps_and_batch(self, input):
         """Steps, 0 of packed ones, which are as many as there are, and sequences."""
@@ -234,7 +229,7 @@ class LSTM(RNNBase):
         if x.dim() not in (2, 3) or x.shape[-1] != self.input_size or x.numel() == 0:
             return False
         I, H, L, P = self.input_size, self.hidden_size, self.num_layers, self.proj_size
-        D, tensors = self._D, [x, *weights]
+        D, tensors = 2 if self.bidirectional else 1, [x, *weights]
         # A replaced parameter may have any shape, and the kernels would read past its end.
         if list(map(shape_of, weights)) != weight_sizes(I, H, L, self.bias, D, P):
             return False

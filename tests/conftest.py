@@ -9,6 +9,9 @@ import pytest
 
 # torch.use_deterministic_algorithms asks for it on a GPU, before the first product.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+# The tests are many and small: a process for each core, and a thread for each process.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import torch
 
@@ -18,6 +21,14 @@ ROOT = Path(__file__).resolve().parents[1]
 def pytest_ignore_collect(config):
     """A run of the benchmarks has none of the tests."""
     return True if config.getoption("benchmark_only", False) else None
+
+
+def pytest_xdist_auto_num_workers(config):
+    """Of `-n auto`, which pyproject.toml has. Benchmarks are alone; a GPU compiles for a few."""
+    if config.getoption("benchmark_only", False) or config.getoption("usepdb", False):
+        return 0
+    cores = len(os.sched_getaffinity(0))
+    return min(cores, 8) if torch.cuda.is_available() else cores
 
 
 def pytest_configure(config):
