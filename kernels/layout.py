@@ -229,7 +229,7 @@ def load_cuts(resets_ptr, offsets_ptr, step, T, B, lane, backwards):
     """Which sequences, of those in `lane`, lose their state between a step and the next, which the
     later of the two in time says; backwards, 0 or 1: counted from the last. After the last: none.
     """
-    time = tl.minimum(step + 1 + backwards * (T - 2 - 2 * step), T - 1)
+    time = tl.maximum(tl.minimum(step + 1 + backwards * (T - 2 - 2 * step), T - 1), 0)
     if offsets_ptr is None:
         begin, count = time * B.to(tl.int64), B
     else:

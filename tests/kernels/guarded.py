@@ -63,6 +63,12 @@ class Guarded:
         self.read_only.append(torch.tensor(numbers, device=self.device))
         return self.read_only[-1]
 
+    def flags(self, count):
+        """Random bytes of 0 and 1, to read only."""
+        flags = torch.rand(count, device=self.device) < 0.3
+        self.read_only.append(flags.view(torch.uint8))
+        return self.read_only[-1]
+
     def intact(self):
         """Whether nothing was written beyond the ends, and everything between them."""
         return all(

@@ -71,6 +71,16 @@ def test_packed_reads_and_writes_stay_within_the_rows(offsets, D, device, monkey
     assert guarded.intact()
 
 
+@pytest.mark.parametrize("offsets", [None, [0, 17, 28, 31]], ids=str)
+@pytest.mark.parametrize(("T", "D"), [(1, 1), (3, 2)])
+def test_resets_reads_and_writes_stay_within_the_tensors(T, D, offsets, device, monkeypatch):
+    guarded = Guarded(device, torch.float32, monkeypatch)
+    resets = guarded.flags(T * B if offsets is None else offsets[T])
+    offsets = None if offsets is None else guarded.integers(offsets[: T + 1])
+    lstm_backward(*arguments(guarded, T, D, offsets).values(), TILE, offsets, resets)
+    assert guarded.intact()
+
+
 @pytest.mark.parametrize("name", ["grad_output", "grad_h_n", "grad_c_n"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_no_upstream_gradient_is_zeros(name, dtype, device, monkeypatch):
@@ -111,7 +121,8 @@ def test_sliced_reads_and_writes_stay_within_the_tensors(T, D, packed, device, m
         given["steps"], guarded.full(given["weight_hh"].flatten(1, 2).mT),
         guarded.full(torch.randn(*rows, D, SLICED_H)), guarded.full(torch.randn(D, B, SLICED_H)),
         guarded.full(torch.randn(D, B, SLICED_H)), guarded.empty(D, *rows, 4, SLICED_H), None,
-        guarded.empty(D, B, SLICED_H), 0, D, T, B, SLICED_TILE, offsets, None,
+        guarded.empty(D, B, SLICED_H), 0, D, T, B, SLICED_TILE, offsets,
+        guarded.flags(rows[0] if packed else T * B),
         meeting._replace(
             exchange=guarded.full(torch.zeros(2, D, 3, owners, S, size), torch.float32),
             states=guarded.empty(2, D, 3, S, size, dtype=torch.float32),

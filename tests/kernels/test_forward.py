@@ -57,6 +57,18 @@ def test_packed_reads_and_writes_stay_within_the_rows(offsets, D, device, monkey
     assert guarded.intact()
 
 
+@pytest.mark.parametrize("offsets", [None, [0, 17, 28, 31]], ids=str)
+@pytest.mark.parametrize(("T", "D"), [(1, 1), (3, 2)])
+def test_resets_reads_and_writes_stay_within_the_tensors(T, D, offsets, device, monkeypatch):
+    guarded = Guarded(device, torch.float32, monkeypatch)
+    offsets = None if offsets is None else offsets[: T + 1]
+    given = arguments(guarded, T, D, packed=offsets and offsets[-1])
+    resets = guarded.flags(T * B if offsets is None else offsets[-1])
+    offsets = None if offsets is None else guarded.integers(offsets)
+    lstm_forward(*given.values(), TILE, offsets, resets)
+    assert guarded.intact()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_last_states_are_the_last_step(dtype, device, monkeypatch):
     given = arguments(Guarded(device, dtype, monkeypatch))
@@ -136,7 +148,8 @@ def test_sliced_reads_and_writes_stay_within_the_tensors(T, D, device, monkeypat
 def test_sliced_packed_reads_and_writes_stay_within_the_rows(offsets, device, monkeypatch):
     guarded = Guarded(device, torch.float16, monkeypatch)
     given, meeting = sliced(guarded, len(offsets) - 1, 2, packed=offsets[-1])
-    lstm_forward(*given.values(), SLICED_TILE, guarded.integers(offsets), None, meeting)
+    resets = guarded.flags(offsets[-1])
+    lstm_forward(*given.values(), SLICED_TILE, guarded.integers(offsets), resets, meeting)
     assert guarded.intact()
 
 

@@ -5,7 +5,8 @@ from itertools import product
 import pytest
 import torch
 
-from lstm.plan import DTYPES, cell_plan, interpreted, plan
+from lstm import plan as plans
+from lstm.plan import DTYPES, NO_GPU, Plan, cell_plan, interpreted, plan
 
 CARDS = {
     "A100": (8, 0),
@@ -170,3 +171,58 @@ def test_the_interpreters_switch_is_read_as_triton_reads_it(value, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     assert not interpreted() and not triton.knobs.runtime.interpret
     interpreted.cache_clear()
+
+
+# A GPU that cannot run the kernels
+
+
+GPU = torch.device("cuda")
+OLD = Plan("torch", "compute capability 7.5 is below 8.0")
+AMD = Plan("torch", "AMD GPUs are not supported yet")
+NO_TRITON = Plan("torch", "Triton is not installed")
+
+
+@pytest.fixture
+def refusals(monkeypatch):
+    """Has the module meet an NVIDIA GPU, outside the interpreter, of this capability."""
+
+    def meet(card):
+        monkeypatch.setattr(plans, "interpreted", lambda: False)
+        monkeypatch.setattr(plans, "capability", lambda device: card)
+        for function in (plans.device_refusal, plans.plan_on):
+            function.cache_clear()
+
+    yield meet
+    for function in (plans.device_refusal, plans.plan_on):
+        function.cache_clear()
+
+
+def assert_refused_once(expected):
+    with pytest.warns(UserWarning, match=expected.reason) as caught:
+        assert plans.device_refusal(GPU) == expected
+        assert plans.device_refusal(GPU) == expected
+    assert len(caught) == 1 and "cuda" in str(caught[0].message)
+    assert plans.plan_on(GPU, 128, 100, torch.float32, "tf32", True) == expected
+
+
+def test_an_old_card_falls_back_and_says_so_once(refusals):
+    refusals((7, 5))
+    assert_refused_once(OLD)
+
+
+def test_a_card_without_triton_falls_back_and_says_so_once(refusals, monkeypatch):
+    refusals((9, 0))
+    monkeypatch.setattr(plans, "find_spec", lambda name: None)
+    assert_refused_once(NO_TRITON)
+
+
+def test_an_amd_card_falls_back_and_says_so_once(refusals, monkeypatch):
+    refusals(None)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert_refused_once(AMD)
+
+
+def test_a_card_that_runs_them_says_nothing(refusals):
+    refusals((8, 0))
+    assert plans.device_refusal(GPU) is None
+    assert plans.device_refusal(torch.device("cpu")) == NO_GPU
