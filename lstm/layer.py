@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from . import reference
 from .checks import differentiable
 from .packing import Packing
-from .precision import gpu_of
+from .precision import on_device_of
 from .reference import Weights, by_layer
 
 
@@ -100,7 +100,7 @@ def lstm(call, input, h_0, c_0, weights, masks=None, resets=None):
 
 
 class _LSTM(torch.autograd.Function):
-    """One node for the whole stack: a node for each layer would cost 20 us of host time more."""
+    """One node for the whole stack: each costs host time."""
 
     @staticmethod
     def forward(ctx, call, masks, resets, input, h_0, c_0, *weights):
@@ -135,67 +135,76 @@ class _PlainLSTM(torch.autograd.Function):
     """_LSTM from zeros, in one direction and one slice, nothing packed, projected, dropped or
     reset, as most training runs it.
 
-    The equations around the kernels are all that is left of it. The questions that the rest asks
-    are 15 us of host time a layer, of which such a call then takes 30.
+    The equations around the kernels are all that is left of it: host time bounds a small LSTM, and
+    the questions that the rest asks of a call take more of it than the answers (bench/host.py).
     """
 
     @staticmethod
     def forward(ctx, call, input, *weights):
-        lstm_forward = kernels().forward.lstm_forward
-        L, H, numbers, (T, B, _) = call.L, call.H, call.numbers, input.shape
-        h_n, c_n = input.new_empty(L, B, H), input.new_empty(L, B, H)
-        x, saved = input.reshape(T * B, input.shape[-1]), []
-        with gpu_of(input, call.precision):
-            for layer in range(L):
-                weight_ih, weight_hh, bias_ih, bias_hh = weights[4 * layer : 4 * layer + 4]
-                gates_ih = F.linear(x, weight_ih)
-                # Backward reads an output as rows.
-                x = input.new_empty(T, B, H) if layer == L - 1 else input.new_empty(T * B, H)
-                steps = input.new_empty((1 + 5 * T) * numbers)
-                weight_hh_t = input.new_empty(H, 4 * H)
-                lstm_forward(
-                    gates_ih, bias_ih.contiguous(), bias_hh.contiguous(), weight_hh.contiguous(),
-                    None, None, x, h_n, c_n, steps, weight_hh_t, layer, 1, T, B, call.tile,
-                )  # fmt: skip
-                saved += (x, steps, weight_hh_t)
+        outputs, saved = on_device_of(input, call.precision, _plain_forward, call, input, weights)
         ctx.call = call
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(input, *saved, *weights)
-        return x, h_n, c_n
+        return outputs
 
     @staticmethod
-    def backward(ctx, grad_output, grad_h_n, grad_c_n):
-        call, (_, needs_input, *needs) = ctx.call, ctx.needs_input_grad
-        L, H, (input, *saved) = call.L, call.H, ctx.saved_tensors
-        weights, grads = saved[3 * L :], [None] * (4 * L)
+    def backward(ctx, *grads):
+        call, needs, (input, *saved) = ctx.call, ctx.needs_input_grad[1:], ctx.saved_tensors
+        saved, weights = saved[: 3 * call.L], saved[3 * call.L :]
         if torch.is_grad_enabled():
-            upstream = grad_output, grad_h_n, grad_c_n
-            inputs, needs = (input, None, None, *weights), (needs_input, False, False, *needs)
-            grad_input, _, _, *grads = _differentiable_backward(call, inputs, needs, upstream)
+            inputs, needs = (input, None, None, *weights), (needs[0], False, False, *needs[1:])
+            grad_input, _, _, *grads = _differentiable_backward(call, inputs, needs, grads)
             return None, grad_input, *grads
-        lstm_backward = kernels().backward.lstm_backward
-        T, B, I = input.shape
-        grad, grad_h_n, grad_c_n = _aligned(grad_output), contiguous(grad_h_n), contiguous(grad_c_n)
-        h = saved[3 * L - 3].view(T * B, H)
-        with gpu_of(input, call.precision):
-            for layer in range(L - 1, -1, -1):
-                _, steps, weight_hh_t = saved[3 * layer : 3 * layer + 3]
-                dz = input.new_empty(T * B, 4 * H)
-                lstm_backward(
-                    steps, weight_hh_t, grad, grad_h_n, grad_c_n, dz, None, None, layer, 1, T, B,
-                    call.tile,
-                )  # fmt: skip
-                x, at = saved[3 * layer - 3] if layer > 0 else input.reshape(T * B, I), 4 * layer
-                needs_ih, needs_hh, *needs_biases = needs[at : at + 4]
-                grads[at : at + 4] = (
-                    dz.t() @ x if needs_ih else None,
-                    dz[B:].t() @ h[:-B] if needs_hh else None,
-                    *grad_biases(dz, needs_biases),
-                )
-                if not needs_input and True not in needs[:at]:
-                    break
-                grad, h = dz @ weights[at], x
-        return None, grad.view(T, B, I) if needs_input else None, *grads
+        return on_device_of(
+            input, call.precision, _plain_backward, call, grads, input, saved, weights, needs
+        )
+
+
+def _plain_forward(call, input, weights):
+    """output, h_n, c_n; and of each layer its output, steps and W_hh transposed."""
+    lstm_forward = kernels().forward.lstm_forward
+    L, H, numbers, (T, B, I) = call.L, call.H, call.numbers, input.shape
+    h_n, c_n = input.new_empty(L, B, H), input.new_empty(L, B, H)
+    x, saved = input.reshape(T * B, I), []
+    for layer in range(L):
+        weight_ih, weight_hh, bias_ih, bias_hh = weights[4 * layer : 4 * layer + 4]
+        gates_ih = F.linear(x, weight_ih)
+        # What is above it reads rows.
+        x = input.new_empty(T, B, H) if layer == L - 1 else input.new_empty(T * B, H)
+        steps = input.new_empty((1 + 5 * T) * numbers)
+        weight_hh_t = input.new_empty(H, 4 * H)
+        lstm_forward(
+            gates_ih, bias_ih.contiguous(), bias_hh.contiguous(), weight_hh.contiguous(), None,
+            None, x, h_n, c_n, steps, weight_hh_t, layer, 1, T, B, call.tile,
+        )  # fmt: skip
+        saved += (x, steps, weight_hh_t)
+    return (x, h_n, c_n), saved
+
+
+def _plain_backward(call, grads, input, saved, weights, needs):
+    """None, then gradients of the input and the weights, for those needed."""
+    lstm_backward = kernels().backward.lstm_backward
+    L, H, (T, B, I), (needs_input, *needs) = call.L, call.H, input.shape, needs
+    grad_output, grad_h_n, grad_c_n = grads
+    grad, grad_h_n, grad_c_n = _aligned(grad_output), contiguous(grad_h_n), contiguous(grad_c_n)
+    h, grad_weights = saved[-3].view(T * B, H), [None] * len(weights)
+    for layer in range(L - 1, -1, -1):
+        _, steps, weight_hh_t = saved[3 * layer : 3 * layer + 3]
+        dz = input.new_empty(T * B, 4 * H)
+        lstm_backward(
+            steps, weight_hh_t, grad, grad_h_n, grad_c_n, dz, None, None, layer, 1, T, B, call.tile
+        )
+        x, at = saved[3 * layer - 3] if layer > 0 else input.reshape(T * B, I), 4 * layer
+        needs_ih, needs_hh, *needs_biases = needs[at : at + 4]
+        grad_weights[at : at + 4] = (
+            dz.t() @ x if needs_ih else None,
+            dz[B:].t() @ h[:-B] if needs_hh else None,
+            *grad_biases(dz, needs_biases),
+        )
+        if not needs_input and True not in needs[:at]:
+            break
+        grad, h = dz @ weights[at], x
+    return None, grad.view(T, B, I) if needs_input else None, *grad_weights
 
 
 # What `forward` leaves for `backward`, of each layer
@@ -238,8 +247,9 @@ def reserve(call, input, capacity=None):
 
 def forward(call, masks, resets, input, h_0, c_0, weights, saved=None):
     """output, h_n, c_n. Args: as `lstm`; saved: None, or what `reserve` gave, to fill."""
-    with gpu_of(input, call.precision):
-        return _forward(call, masks, resets, input, h_0, c_0, weights, saved)
+    return on_device_of(
+        input, call.precision, _forward, call, masks, resets, input, h_0, c_0, weights, saved
+    )
 
 
 def backward(call, grads, masks, resets, saved, inputs, needs):
@@ -249,8 +259,10 @@ def backward(call, grads, masks, resets, saved, inputs, needs):
     them; saved: what it filled.
     """
     input, h_0, c_0, *weights = inputs
-    with gpu_of(input, call.precision):
-        return _backward(call, *grads, masks, resets, saved, input, h_0, c_0, weights, needs)
+    return on_device_of(
+        input, call.precision, _backward, call, grads, masks, resets, saved, input, h_0, c_0,
+        weights, needs,
+    )  # fmt: skip
 
 
 def _one_step(call, input, h_0, c_0, weights, masks, resets):
@@ -316,15 +328,14 @@ def _forward(call, masks, resets, input, h_0, c_0, weights, saved):
     return x, h_n, c_n
 
 
-def _backward(
-    call, grad_output, grad_h_n, grad_c_n, masks, resets, saved, input, h_0, c_0, weights, needs
-):
+def _backward(call, grads, masks, resets, saved, input, h_0, c_0, weights, needs):
     L, D, H, P, packing, projected = call.L, call.D, call.H, call.P, call.packing, call.projected
     needs_input, needs_h_0, needs_c_0, *needs_weights = needs
     needs_states = needs_h_0 or needs_c_0
     *rows, _ = input.shape
     T, B = (packing.T, packing.B) if packing else rows
     h_0, _, flags = _states(h_0, None, resets, D)
+    grad_output, grad_h_n, grad_c_n = grads
     grad_h_n, grad_c_n = contiguous(grad_h_n), contiguous(grad_c_n)
     grad_h_0 = input.new_empty(L * D, B, P) if needs_h_0 else None
     grad_c_0 = input.new_empty(L * D, B, H) if needs_c_0 else None

@@ -139,7 +139,7 @@ def refusal(input):
         return NO_TENSOR
     if transformed():
         return TRANSFORMED
-    return TRACED if torch.jit.is_tracing() else device_refusal(input.device)
+    return TRACED if torch._C._is_tracing() else device_refusal(input.device)
 
 
 @lru_cache(maxsize=1024)

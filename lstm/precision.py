@@ -28,19 +28,12 @@ def fp32_precision():
     return "tf32" if _rnn.fp32_precision == "tf32" else "ieee"
 
 
-class gpu_of:
-    """The context of a tensor's GPU with `matmul_in`; on a CPU, which has neither, none."""
-
-    def __init__(self, x, precision):
-        self.contexts = (torch.cuda.device_of(x), matmul_in(precision)) if x.is_cuda else ()
-
-    def __enter__(self):
-        for context in self.contexts:
-            context.__enter__()
-
-    def __exit__(self, *error):
-        for context in self.contexts:
-            context.__exit__(*error)
+def on_device_of(x, precision, function, *arguments):
+    """What function returns, run on the GPU of x with `matmul_in`; a CPU has neither of them."""
+    if not x.is_cuda:
+        return function(*arguments)
+    with torch.cuda.device_of(x), matmul_in(precision):
+        return function(*arguments)
 
 
 class matmul_in:

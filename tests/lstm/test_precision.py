@@ -65,8 +65,13 @@ def test_a_call_runs_its_products_in_the_lstms_precision(monkeypatch, device):
 
     monkeypatch.setattr(forward, "lstm_forward", record(forward.lstm_forward))
     monkeypatch.setattr(backward, "lstm_backward", record(backward.lstm_backward))
+
     # A CPU has no such switch, and is spared it.
-    monkeypatch.setattr(layer, "gpu_of", lambda x, precision: matmul_in(precision))
+    def on_device_of(x, precision, function, *arguments):
+        with matmul_in(precision):
+            return function(*arguments)
+
+    monkeypatch.setattr(layer, "on_device_of", on_device_of)
     before = matmul.fp32_precision
     output, _ = LSTM(5, 20, device=device)(torch.zeros(2, 3, 5, device=device))
     assert matmul.fp32_precision == before
