@@ -40,6 +40,7 @@ class LSTMCell(nn.LSTMCell):
             return super().forward(input, hx)
         plan = self.explain(input, hx)
         if plan.path == "torch":
+            self._check_one_unit(input, hx)
             return super().forward(input, hx)
         tensors = [input, *(hx or (None, None)), *self._weights()]
         if torch.is_autocast_enabled(input.device.type):
@@ -87,6 +88,14 @@ class LSTMCell(nn.LSTMCell):
                 return False
             tensors += hx
         return alike(tensors)
+
+    def _check_one_unit(self, input, hx):
+        """nn.LSTMCell takes a batch of one unit for no batch, and crashes (2.14)."""
+        if self.hidden_size > 1 or not isinstance(input, torch.Tensor) or input.dim() != 1:
+            return
+        if isinstance(hx, (tuple, list)) and two_tensors(hx[:2]) and hx[0].dim() == 2:
+            size = tuple(hx[0].shape)
+            raise RuntimeError(f"hidden0 is a batch, and input is not: expected (1,), got {size}")
 
     def _weights(self):
         return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh

@@ -6,9 +6,10 @@ from operator import attrgetter
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
+from .packing import Packing
 from .precision import compute_dtype
 
-_kind = attrgetter("device", "dtype")
+_kind = attrgetter("device", "dtype", "layout")
 shape_of = attrgetter("shape")
 
 
@@ -19,11 +20,14 @@ def two_tensors(hx):
 
 
 def alike(tensors):
-    """Whether all are on the device of the first, and compute in its dtype."""
+    """Whether all are dense, on the device of the first, and compute in its dtype."""
     if len(set(map(_kind, tensors))) == 1:
-        return True
+        return tensors[0].layout == torch.strided
     device, dtype = tensors[0].device, compute_dtype(tensors[0])
-    return all(x.device == device and compute_dtype(x) == dtype for x in tensors)
+    return all(
+        x.device == device and compute_dtype(x) == dtype and x.layout == torch.strided
+        for x in tensors
+    )
 
 
 def differentiable(tensors):
@@ -54,6 +58,9 @@ def check_resets(resets, input):
     if packed:
         if not torch.equal(resets.batch_sizes, input.batch_sizes):
             raise ValueError("resets and input are not packed alike: their batch_sizes differ")
+        if not Packing.valid(input.batch_sizes, len(input.data)):
+            # Of some of these nn.LSTM has results, and it knows no resets.
+            raise ValueError("resets and input have batch_sizes that nothing packs")
         resets, input, shape = resets.data, input.data, input.data.shape[:1]
     else:
         shape = input.shape[:-1]

@@ -81,7 +81,8 @@ class LSTM(RNNBase):
             first step it drops hx. None for no such step.
         Returns: output, with input's layout and D P for I, and (h_n, c_n), with hx's shapes.
         Raises: what nn.LSTM raises; for resets TypeError if they are not bool or not packed as
-            input is, ValueError for another shape, RuntimeError for another device.
+            input is, ValueError for another shape, RuntimeError for another device; for an hx of
+            other sizes RuntimeError with a PackedSequence too, where nn.LSTM may crash.
         """
         if torch.compiler.is_compiling():
             if isinstance(input, PackedSequence):
@@ -95,6 +96,8 @@ class LSTM(RNNBase):
         weights = self._weights()
         plan = self._explain(input, hx, resets, weights)
         if plan.path == "torch":
+            if isinstance(input, PackedSequence):
+                self._check_packed_states(input, hx)
             return nn.LSTM.forward(self, input, hx)
 
         def run(input, h_0, c_0, weights, masks, resets, L, D, packing):
@@ -211,9 +214,13 @@ class LSTM(RNNBase):
         return plans.plan_on(x.device, H, B, dtype, precision, self.bidirectional)
 
     def _steps_and_batch(self, input):
-        """Steps, 0 of packed ones, which are as many as there are, and sequences."""
+        """Steps, 0 of packed ones, which are as many as there are, and sequences, 0 where nobody
+        could say.
+        """
         if isinstance(input, PackedSequence):
-            return 0, int(input.batch_sizes[0])
+            sizes = input.batch_sizes
+            known = isinstance(sizes, torch.Tensor) and sizes.dim() == 1 and len(sizes) > 0
+            return 0, int(sizes[0]) if known else 0
         shape = input.shape
         if len(shape) != 3:
             return shape[0] if shape else 0, 1
@@ -241,6 +248,15 @@ class LSTM(RNNBase):
                 return False
             tensors += hx
         return alike(tensors)
+
+    def _check_packed_states(self, input, hx):
+        """nn.LSTM looks at no sizes of these, and of some it writes past the end (2.14)."""
+        _, batch = self._steps_and_batch(input)
+        if batch and isinstance(hx, (tuple, list)) and two_tensors(hx[:2]):
+            rows = self.num_layers * (2 if self.bidirectional else 1)
+            for n, size in enumerate((self.proj_size or self.hidden_size, self.hidden_size)):
+                message = f"Expected hidden[{n}] size {{}}, got {{}}"
+                self.check_hidden_size(hx[n], (rows, batch, size), message)
 
     def _weights(self):
         """The weights in nn.LSTM's order: parameters, or what a parametrization put there."""

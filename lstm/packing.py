@@ -28,7 +28,9 @@ class Packing:
     def valid(batch_sizes, rows):
         """Whether a PackedSequence, which can be made by hand, is what pack_sequence makes."""
         return (
-            batch_sizes.dim() == 1
+            isinstance(batch_sizes, torch.Tensor)
+            and batch_sizes.dtype == torch.int64
+            and batch_sizes.dim() == 1
             and len(batch_sizes) > 0
             and bool((batch_sizes[:-1] >= batch_sizes[1:]).all())
             and int(batch_sizes[-1]) > 0

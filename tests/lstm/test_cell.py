@@ -112,6 +112,14 @@ def test_gradients_from_one_of_the_results(reach, device):
     assert_accurate(ours, theirs, x, hx, reach)
 
 
+def test_a_sparse_input_runs_nn_lstmcell(device, launches):
+    ours, theirs = pair(5, 20, device=device)
+    x = torch.eye(3, 5, device=device).to_sparse()
+    assert ours.explain(x).path == "torch"
+    assert_equal(ours(x), theirs(x))
+    assert launches == {"forward": 0, "backward": 0}
+
+
 def test_tf32_where_products_are_tf32(device, launches):
     ours, _ = pair(64, 64, device=device)
     x = make(3, 64, device=device)
@@ -228,6 +236,15 @@ BAD_CALLS = {
 def test_bad_calls_raise_as_in_nn_lstmcell(call, launches):
     ours, theirs = pair(5, 20)
     assert error(lambda: call(ours)) == error(lambda: call(theirs))
+    assert launches == {"forward": 0, "backward": 0}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_batch_of_states_of_one_unit_for_no_batch_is_refused(dtype, launches):
+    # There nn.LSTMCell crashes.
+    hx = torch.zeros(1, 1, dtype=dtype), torch.zeros(1, 1, dtype=dtype)
+    with pytest.raises(RuntimeError, match=r"hidden0 is a batch.*\(1, 1\)"):
+        lstm.LSTMCell(5, 1, dtype=dtype)(torch.zeros(5, dtype=dtype), hx)
     assert launches == {"forward": 0, "backward": 0}
 
 
