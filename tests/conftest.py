@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import torch
+
+# tests/lstm/test_fuzz.py is skipped without it.
+if find_spec("hypothesis"):
+    from hypothesis import settings
+
+    # No deadline: the first launch takes the interpreter a thousand times as long as the next.
+    settings.register_profile(
+        "brief", max_examples=16, derandomize=True, deadline=None, database=None
+    )
+    settings.register_profile("thorough", max_examples=2000, deadline=None, print_blob=True)
+    # Unless --hypothesis-profile names another.
+    settings.load_profile("brief")
 
 ROOT = Path(__file__).resolve().parents[1]
 
