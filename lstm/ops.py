@@ -30,8 +30,10 @@ def lstm(input, h_0, c_0, weights, masks, resets, count, D, precision):
     Args, shapes and returns: as layer.lstm; count: layers times directions; D: directions;
     precision: of float32 products, "tf32" or "ieee".
     """
-    # What is exported computes it again if it is ever differentiated.
-    save = not torch.compiler.is_exporting() and differentiable((input, h_0, c_0, *weights))
+    # What is exported computes it again if it is ever differentiated. Not is_exporting(), which
+    # torch 2.11 has for true in torch.compile as well.
+    exporting = getattr(torch.compiler, "_is_exporting_flag", False)
+    save = not exporting and differentiable((input, h_0, c_0, *weights))
     output, h_n, c_n, *_ = torch.ops.fused_lstm.forward(
         input, h_0, c_0, weights, masks or [], resets, count, D, precision, save
     )
