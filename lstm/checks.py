@@ -32,7 +32,12 @@ def alike(tensors):
 
 def differentiable(tensors):
     """Whether autograd follows a function of these, of which some may be None."""
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    if torch.is_grad_enabled():
+        # The first of many answers: no generator, which costs more than that.
+        for x in tensors:
+            if x is not None and x.requires_grad:
+                return True
+    return False
 
 
 @lru_cache

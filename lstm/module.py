@@ -233,10 +233,10 @@ class LSTM(RNNBase):
             x, batch_sizes, *_ = input
             if x.dim() != 2 or not Packing.valid(batch_sizes, len(x)):
                 return False
-        if x.dim() not in (2, 3) or x.shape[-1] != self.input_size or x.numel() == 0:
-            return False
         I, H, L, P = self.input_size, self.hidden_size, self.num_layers, self.proj_size
-        D, tensors = 2 if self.bidirectional else 1, [x, *weights]
+        D, shape, tensors = 2 if self.bidirectional else 1, x.shape, [x, *weights]
+        if len(shape) not in (2, 3) or shape[-1] != I or 0 in shape:
+            return False
         # A replaced parameter may have any shape, and the kernels would read past its end.
         if list(map(shape_of, weights)) != weight_sizes(I, H, L, self.bias, D, P):
             return False
