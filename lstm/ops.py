@@ -7,11 +7,12 @@ batches have their sizes in a tensor, so they stay outside.
 
 import torch
 
-from . import layer, native
+from . import layer, native, reference
 from . import plan as plans
 from .checks import differentiable, weight_sizes
 from .reference import by_layer, named
 
+_PRECISIONS = "tf32", "ieee"
 _CALL = (
     "Tensor input, Tensor? h_0, Tensor? c_0, Tensor[] weights, Tensor[] masks, Tensor? resets, "
     "int count, int D, str precision"
@@ -43,7 +44,7 @@ def lstm(input, h_0, c_0, weights, masks, resets, count, D, precision):
 @torch.library.impl("fused_lstm::forward", "CompositeExplicitAutograd")
 def _forward(input, h_0, c_0, weights, masks, resets, count, D, precision, save):
     """output, h_n, c_n, and what backward needs besides, if save."""
-    _check(input, h_0, c_0, weights, count, D)
+    _check(input, h_0, c_0, weights, masks, resets, count, D, precision)
     saved = _reserve(input, weights, count, D, precision) if save else None
     call = _call(input, weights, count, D, precision)
     if call is None:
@@ -115,13 +116,26 @@ def _differentiate(ctx, grads):
     masks, resets, saved = rest[:num_masks], rest[num_masks], rest[num_masks + 1 :]
     need_input, need_h_0, need_c_0, need_weights, *_ = ctx.needs_input_grad
     needs = [need_input, bool(need_h_0), bool(need_c_0), *need_weights]
+    if torch.is_grad_enabled():
+        # For create_graph=True: the other operator has no derivative.
+        def function(input, h_0, c_0, *weights):
+            layers = by_layer(weights, ctx.count)
+            return reference.lstm(input, h_0, c_0, layers, masks, resets, ctx.D)
+
+        inputs = [input, h_0, c_0, *weights]
+        return _of_call(reference.backward(function, inputs, needs, grads[:3]), num_masks)
     needed = iter(
         torch.ops.fused_lstm.backward(
             *grads[:3], saved, input, h_0, c_0, weights, masks, resets,
             ctx.count, ctx.D, ctx.precision, needs,
         )
     )  # fmt: skip
-    input, h_0, c_0, *weights = (next(needed) if need else None for need in needs)
+    return _of_call([next(needed) if need else None for need in needs], num_masks)
+
+
+def _of_call(grads, num_masks):
+    """Gradients of all that the operator is called with."""
+    input, h_0, c_0, *weights = grads
     return input, h_0, c_0, weights, [None] * num_masks, None, None, None, None, None
 
 
@@ -193,17 +207,33 @@ def _besides_output(saved):
     return [x for n, x in enumerate(saved) if x is not None and n != last]
 
 
-def _check(input, h_0, c_0, weights, count, D):
+def _check(input, h_0, c_0, weights, masks, resets, count, D, precision):
     """The module has looked at what users get wrong; operators can be called with anything."""
-    tensors = [x for x in (input, h_0, c_0, *weights) if x is not None]
-    H, P = _sizes(weights)
+    if not _fit(input, h_0, c_0, weights, masks, resets, count, D) or precision not in _PRECISIONS:
+        raise ValueError("fused_lstm: the arguments do not fit together")
+    if len(input) == 0:
+        # nn.LSTM's, which a compiler only meets here: it knows no sizes before.
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+
+
+def _fit(input, h_0, c_0, weights, masks, resets, count, D):
+    """Whether sizes, dtypes and devices are as the kernels take them."""
+    counts = D in (1, 2) and count > 0 and count % D == 0 and len(weights) % count == 0
+    if not counts or len(weights) // count not in (2, 3, 4, 5):
+        return False
+    if input.dim() != 3 or weights[1].dim() != 2:
+        return False
+    (T, B, I), (H, P), L = input.shape, _sizes(weights), count // D
     first = named(by_layer(weights, count)[0])
     bias, projected = first.bias_ih is not None, first.weight_hr is not None
-    _, B, I = input.shape
-    sizes = weight_sizes(I, H, count // D, bias, D, P if projected else 0)
-    fit = [x.shape for x in weights] == [torch.Size(size) for size in sizes]
+    sizes = [*weight_sizes(I, H, L, bias, D, P if projected else 0)]
+    sizes += len(masks) * [(T, B, D * P)]
     for state, size in ((h_0, P), (c_0, H)):
-        fit = fit and (state is None or state.shape == (count, B, size))
-    alike = all(x.dtype == input.dtype and x.device == input.device for x in tensors)
-    if not fit or not alike or (h_0 is None) != (c_0 is None):
-        raise ValueError("fused_lstm: input, states and weights do not fit together")
+        sizes += [] if state is None else [(count, B, size)]
+    states = [x for x in (h_0, c_0) if x is not None]
+    tensors = [*weights, *masks, *states]
+    fit = [x.shape for x in tensors] == sizes and len(states) != 1 and len(masks) in (0, L - 1)
+    if resets is not None:
+        fit = fit and resets.shape == (T, B) and resets.dtype == torch.bool
+        fit = fit and resets.device == input.device
+    return fit and all(x.dtype == input.dtype and x.device == input.device for x in tensors)
