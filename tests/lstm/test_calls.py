@@ -298,24 +298,6 @@ def test_a_replica_of_data_parallel_passes_gradients_to_its_origin(device, launc
     assert_same(gradients, expected)
 
 
-def test_functional_call(device, launches):
-    ours, _ = pair(5, 20, 2, device=device)
-    torch.manual_seed(2)
-    other = LSTM(5, 20, 2, device=device)
-    x = make_input(4, 3, 5, device=device)
-    weights = {name: 2 * weight for name, weight in ours.named_parameters()}
-    output, _ = torch.func.functional_call(other, weights, (x,))
-    gradients = torch.autograd.grad(output.sum(), list(ours.parameters()))
-    assert launches == {"forward": 2, "backward": 2}
-    with torch.no_grad():
-        for weight in ours.parameters():
-            weight.mul_(2)
-    expected, _ = ours(x)
-    assert torch.equal(output, expected)
-    doubled = torch.autograd.grad(expected.sum(), list(ours.parameters()))
-    assert_equal(gradients, [2 * gradient for gradient in doubled])
-
-
 def test_tied_weights_of_two_layers_add_their_gradients(device):
     ours, theirs = pair(20, 20, 2, device=device)
     for module in (ours, theirs):

@@ -1,135 +1,327 @@
-"""Derivatives of other kinds: second ones, torch.func's transforms, forward mode."""
+"""torch.func, and derivatives of derivatives: what goes past the one derivative of the kernels."""
 
 import pytest
 import torch
-from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jvp, vmap
 
-from lstm import LSTM, layer, reference
+from lstm import LSTM, layer, native, reference
 from lstm.packing import Packing
-from lstm.plan import Plan
+from lstm.plan import plan
 from tests.accuracy import CEILING
-from tests.lstm.pairs import assert_same, flat, make_hx, make_input, no_onednn, pair
+from tests.lstm.pairs import (
+    assert_equal,
+    assert_same,
+    flat,
+    make_hx,
+    make_input,
+    no_onednn,
+    pair,
+    run,
+)
 
-T, B, I, H = 3, 2, 2, 3
+# float64 against float64
+CLOSE = 1e-9
 
 
-# Second derivatives: the kernels' own Functions in float64, with the equations in place of kernels.
+def double(*args, **kwargs):
+    """lstm.LSTM and nn.LSTM in float64 on the CPU: cuDNN has neither a second nor a forward-mode
+    derivative.
+    """
+    return pair(*args, dtype=torch.float64, **kwargs)
+
+
+def make(*size):
+    return make_input(*size, dtype=torch.float64)
+
+
+# torch.func
+
+
+def test_functional_call(device, launches):
+    ours, _ = pair(5, 20, 2, device=device)
+    torch.manual_seed(2)
+    other = LSTM(5, 20, 2, device=device)
+    x = make_input(4, 3, 5, device=device)
+    weights = {name: 2 * weight for name, weight in ours.named_parameters()}
+    output, _ = functional_call(other, weights, (x,))
+    gradients = torch.autograd.grad(output.sum(), list(ours.parameters()))
+    assert launches == {"forward": 2, "backward": 2}
+    with torch.no_grad():
+        for weight in ours.parameters():
+            weight.mul_(2)
+    expected, _ = ours(x)
+    assert torch.equal(output, expected)
+    doubled = torch.autograd.grad(expected.sum(), list(ours.parameters()))
+    assert_equal(gradients, [2 * gradient for gradient in doubled])
+
+
+def loss_of(module):
+    """A loss of all three results, by parameters, input and states."""
+
+    def loss(parameters, x, *hx):
+        output, h_n, c_n = flat(functional_call(module, parameters, (x, hx or None)))
+        return output.square().sum() + h_n.cos().sum() + c_n.exp().sum()
+
+    return loss
+
+
+@no_onednn
+@pytest.mark.parametrize("hx", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [dict(), dict(num_layers=2, bidirectional=True), dict(bias=False, proj_size=3)],
+    ids=["one_layer", "layers_and_directions", "projected"],
+)
+def test_grad(options, hx):
+    ours, theirs = double(5, 8, **options)
+    count = ours.num_layers * (1 + ours.bidirectional)
+    hx = tuple(map(torch.Tensor.double, make_hx((count, 3, 8), options, "cpu"))) if hx else ()
+    x, parameters = make(4, 3, 5), dict(ours.named_parameters())
+    gradients, of_x = grad(loss_of(ours), argnums=(0, 1))(parameters, x, *hx)
+    x.requires_grad_()
+    loss = loss_of(theirs)(dict(theirs.named_parameters()), x, *hx)
+    expected = torch.autograd.grad(loss, [*theirs.parameters(), x])
+    assert_same([*gradients.values(), of_x], expected, CLOSE)
+
+
+def test_gradients_of_each_sequence():
+    ours, theirs = double(5, 8, 2)
+    x, parameters = make(4, 3, 5), dict(ours.named_parameters())
+    # Sequences of one, once without a batch and once in one.
+    alone = vmap(grad(loss_of(ours)), (None, 1))(parameters, x)
+    batched = vmap(lambda p, x: grad(loss_of(ours))(p, x[:, None]), (None, 1))(parameters, x)
+    for b in range(3):
+        loss = loss_of(theirs)(dict(theirs.named_parameters()), x[:, b])
+        expected = torch.autograd.grad(loss, list(theirs.parameters()))
+        assert_same([gradient[b] for gradient in alone.values()], expected, CLOSE)
+        assert_same([gradient[b] for gradient in batched.values()], expected, CLOSE)
+
+
+def test_vmap_over_an_ensemble():
+    models = [double(5, 8)[0] for _ in range(3)]
+    for n, model in enumerate(models):
+        torch.nn.init.normal_(model.weight_hh_l0, std=0.1 * (n + 1))
+    stacked, _ = torch.func.stack_module_state(models)
+    x = make(4, 3, 5)
+    outputs = vmap(lambda p, x: flat(functional_call(models[0], p, (x,))), (0, None))(stacked, x)
+    for n, model in enumerate(models):
+        assert_same([y[n] for y in outputs], flat(torch.nn.LSTM.forward(model, x)), CLOSE)
+
+
+def test_vmap_with_resets():
+    ours, _ = double(5, 8)
+    x, resets = make(2, 4, 3, 5), torch.rand(2, 4, 3) < 0.4
+    resets[:, 2, 0] = True
+    outputs = vmap(lambda x, resets: flat(ours(x, None, resets)))(x, resets)
+    for n in range(2):
+        assert_same([y[n] for y in outputs], flat(ours(x[n], None, resets[n])), CLOSE)
+
+
+def test_vmap_of_float32_where_the_kernels_would_serve(device, launches):
+    ours, _ = pair(5, 20, device=device)
+    x = make_input(4, 3, 5, device=device)
+    mapped = vmap(lambda x: ours(x)[0], in_dims=1, out_dims=1)(x)
+    assert launches == {"forward": 0, "backward": 0}
+    assert_same([mapped], [ours(x)[0]])
+    assert launches == {"forward": 1, "backward": 0}
+
+
+def along(function, x, tangent, step=1e-6):
+    """The derivative by differences."""
+    ahead, behind = function(x + step * tangent), function(x - step * tangent)
+    return [(a - b) / (2 * step) for a, b in zip(ahead, behind, strict=True)]
+
+
+# Of torch's own functions that it scripts for forward mode
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+def test_jvp():
+    ours, theirs = double(5, 8, 2, bidirectional=True)
+    x, tangent = make(4, 3, 5), make(4, 3, 5)
+    returned, derivatives = jvp(lambda x: flat(ours(x)), (x,), (tangent,))
+    assert_same(returned, flat(theirs(x)), CLOSE)
+    assert_same(derivatives, along(lambda x: flat(theirs(x)), x, tangent), 1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+def test_forward_mode_of_the_input_and_of_a_weight():
+    ours, theirs = double(5, 8)
+    x, tangent, of_weight = make(4, 3, 5), make(4, 3, 5), make(32, 8)
+    weight = ours.weight_hh_l0.detach()
+
+    def call(module, x, weight):
+        return flat(functional_call(module, {"weight_hh_l0": weight}, (x,)))
+
+    with forward_ad.dual_level():
+        dual = call(ours, forward_ad.make_dual(x, tangent), forward_ad.make_dual(weight, of_weight))
+        derivatives = [forward_ad.unpack_dual(y).tangent for y in dual]
+    expected = [
+        a + b
+        for a, b in zip(
+            along(lambda x: call(theirs, x, weight), x, tangent),
+            along(lambda weight: call(theirs, x, weight), weight, of_weight),
+            strict=True,
+        )
+    ]
+    assert_same(derivatives, expected, 1e-6)
+
+
+# Second derivatives, through the kernels' Functions
+
+
+class Launches:
+    """Stand-ins of both launchers in float64, by the reference: around them a Function computes as
+    it does around the kernels, and differences can tell whether that is right.
+    """
+
+    def __init__(self):
+        # By the memory that the kernels would write it to.
+        self.saved = {}
+
+    def forward(
+        self, gates_ih, bias_ih, bias_hh, weight_hh, h_0, c_0, output, h_n, c_n, steps, weight_hh_t,
+        layer, D, T, B, tile, offsets=None, resets=None, meeting=None,
+    ):  # fmt: skip
+        H, of_layer = c_n.shape[-1], slice(layer * D, (layer + 1) * D)
+        # The products of all directions are side by side, and a weight picks those of one.
+        picks = torch.eye(D * 4 * H, dtype=torch.float64).split(4 * H)
+        biases = [b.view(D, 4 * H) for b in (bias_ih, bias_hh) if b is not None]
+        layers = list(zip(picks, weight_hh.view(D, 4 * H, H), *biases, strict=True))
+        sizes = offsets if offsets is None else offsets.diff()
+        rows = (T, B) if offsets is None else (-1,)
+        resets = resets if resets is None else resets.bool()
+
+        def function(gates_ih, h_0, c_0):
+            x = gates_ih.view(D, -1, 4 * H).transpose(0, 1).reshape(*rows, D * 4 * H)
+            return reference.lstm(x, h_0, c_0, layers, None, resets, D, sizes)
+
+        # A gradient of h_0 is wanted where its product is in gates_ih, too.
+        zeros = gates_ih.new_zeros(D, B, H)
+        fed = gates_ih, *(zeros if s is None else s[of_layer] for s in (h_0, c_0))
+        outputs = function(*fed)
+        output.copy_(outputs[0].view_as(output))
+        h_n[of_layer], c_n[of_layer] = outputs[1:]
+        if steps is not None:
+            self.saved[steps.data_ptr()] = function, fed
+
+    def backward(
+        self, steps, weight_hh_t, grad_output, grad_h_n, grad_c_n, grad_gates, grad_h_0, grad_c_0,
+        layer, D, T, B, tile, offsets=None, resets=None, meeting=None,
+    ):  # fmt: skip
+        of_layer = slice(layer * D, (layer + 1) * D)
+        function, fed = self.saved[steps.data_ptr()]
+        fed = [x.detach().requires_grad_() for x in fed]
+        with torch.enable_grad():
+            output, h_n, c_n = function(*fed)
+        grads = (
+            torch.zeros_like(output) if grad_output is None else grad_output.view_as(output),
+            torch.zeros_like(h_n) if grad_h_n is None else grad_h_n[of_layer],
+            torch.zeros_like(c_n) if grad_c_n is None else grad_c_n[of_layer],
+        )
+        outs = grad_gates, *(s if s is None else s[of_layer] for s in (grad_h_0, grad_c_0))
+        wanted = [(x, out) for x, out in zip(fed, outs, strict=True) if out is not None]
+        gradients = torch.autograd.grad((output, h_n, c_n), [x for x, _ in wanted], grads)
+        for (_, out), gradient in zip(wanted, gradients, strict=True):
+            out.copy_(gradient.reshape(out.shape))
 
 
 @pytest.fixture
-def no_kernels(monkeypatch):
-    """Has the Functions compute what the kernels do by the equations, in any dtype."""
-
-    def forward(call, masks, resets, input, h_0, c_0, weights, saved=None):
-        layers = reference.by_layer(weights, call.L * call.D)
-        sizes = call.packing and call.packing.batch_sizes
-        return reference.lstm(input, h_0, c_0, layers, masks, resets, call.D, sizes)
-
-    def backward(call, grads, masks, resets, saved, inputs, needs):
-        def function(input, h_0, c_0, *weights):
-            return forward(call, masks, resets, input, h_0, c_0, weights)
-
-        with torch.enable_grad():
-            grads = reference.backward(function, inputs, needs, grads)
-        return [x if x is None else x.detach() for x in grads]
-
-    monkeypatch.setattr(layer, "reserve", lambda call, input: [])
-    monkeypatch.setattr(layer, "forward", forward)
-    monkeypatch.setattr(layer, "backward", backward)
+def in_float64(monkeypatch):
+    stand_ins = Launches()
+    monkeypatch.setattr(layer.kernels().forward, "lstm_forward", stand_ins.forward)
+    monkeypatch.setattr(layer.kernels().backward, "lstm_backward", stand_ins.backward)
 
 
-TILE = (("BLOCK_B", 8), ("BLOCK_H", 16), ("BLOCK_K", 16))
-
-
-def a_call(L=1, D=1, P=0, bias=True):
-    plan = Plan("fused", "", TILE, precision="ieee")
-    # Only _LSTM goes through `forward` and `backward`.
-    return layer.plan_call(plan, L, D, H, P, bias, B)._replace(plain=False)
-
-
-def weights_of(L=1, D=1, P=0, bias=True):
-    module = torch.nn.LSTM(I, H, L, bias, bidirectional=D == 2, proj_size=P, dtype=torch.float64)
-    return list(module.parameters())
-
-
-def double(*size):
-    return torch.randn(*size, dtype=torch.float64, requires_grad=True)
-
-
-def assert_twice_differentiable(function, inputs):
-    assert gradcheck(function, inputs)
-    # It takes the first derivatives as they are, which create_graph computes in a way of its own.
-    assert gradgradcheck(function, inputs)
-    loss = sum(y.square().sum() for y in function(*inputs))
-    first = torch.autograd.grad(loss, inputs, retain_graph=True)
-    assert_same(torch.autograd.grad(loss, inputs, create_graph=True), first, 1e-12)
-
-
-# Where the loss reaches: of output, h_n, c_n
-ALL = slice(0, 3)
-SECOND = {
-    "output": (dict(), slice(0, 1)),
-    "h_n": (dict(), slice(1, 2)),
-    "c_n": (dict(), slice(2, 3)),
-    "two_layers": (dict(L=2), ALL),
-    "both_directions": (dict(D=2, bias=False), ALL),
-    "projected": (dict(P=2), ALL),
+FUNCTIONS = {
+    "plain": dict(),
+    "plain_layers": dict(L=2),
+    "plain_h_n": dict(L=2, places=[1]),
+    "plain_c_n": dict(L=2, places=[2]),
+    "plain_output": dict(places=[0]),
+    "plain_frozen": dict(L=2, frozen=("input", 0, 1, 3, 6)),
+    "hx": dict(hx=True),
+    "hx_h_n": dict(hx=True, D=2, places=[1]),
+    "hx_c_n": dict(hx=True, L=2, places=[2]),
+    "hx_frozen": dict(hx=True, L=2, frozen=("input", "h_0", 0, 5, 6)),
+    "only_c_0": dict(hx=True, frozen=("input", "h_0", 0, 1, 2, 3)),
+    "directions": dict(D=2),
+    "all": dict(L=2, D=2, hx=True, masks=True, resets=True),
+    "no_bias": dict(L=2, bias=False, hx=True),
+    "projected": dict(L=2, D=2, P=2, hx=True, masks=True),
+    "projected_resets": dict(P=2, hx=True, resets=True),
+    "projected_h_n": dict(P=2, bias=False, places=[1]),
+    "packed": dict(L=2, D=2, lengths=[3, 2], masks=True),
+    "packed_hx_resets": dict(lengths=[3, 1], hx=True, resets=True),
 }
 
 
-@pytest.mark.parametrize(("options", "reach"), SECOND.values(), ids=SECOND)
-def test_right_to_second_order_in_float64(options, reach, no_kernels):
-    call = a_call(**options)
-    LD, P = call.L * call.D, options.get("P") or H
-    weights = [w.detach().requires_grad_() for w in weights_of(**options)]
-    masks = [torch.rand(T, B, call.D * P, dtype=torch.float64).round() * 2] * (call.L - 1)
-    resets = torch.tensor([[False, False], [True, False], [False, True]])
+def function_of(
+    L=1, D=1, P=0, bias=True, hx=False, masks=False, resets=False, places=(0, 1, 2), frozen=(),
+    lengths=None, T=3, B=2, I=2, H=3,
+):  # fmt: skip
+    """A call on the kernels in float64, as gradcheck takes it: a function and its inputs. places:
+    of what it returns; frozen: what needs no gradient, weights by their number.
+    """
+    call = layer.plan_call(plan(H, B, torch.float32, None, True), L, D, H, P, bias, B)
+    rows = (T, B)
+    if lengths:
+        sizes = torch.tensor([sum(length > t for length in lengths) for t in range(T)])
+        call = call._replace(packing=Packing(sizes, torch.device("cpu")), plain=False)
+        rows = (sum(lengths),)
+    module = torch.nn.LSTM(I, H, L, bias, bidirectional=D == 2, proj_size=P, dtype=torch.float64)
+    states = [make(L * D, B, P or H), make(L * D, B, H)] if hx else []
+    inputs = [make(*rows, I), *states, *(weight.detach() for weight in module.parameters())]
+    names = ["input", "h_0", "c_0"][: 1 + len(states)] + list(range(len(inputs)))
+    for name, x in zip(names, inputs, strict=False):
+        x.requires_grad_(name not in frozen)
+    masks = [2.0 * (make(*rows, D * (P or H)) > 0) for _ in range(L - 1)] if masks else None
+    masks = masks and [mask.double() for mask in masks]
+    flags = torch.zeros(rows, dtype=torch.bool) if resets else None
+    if resets:
+        # Before the first step, and between two.
+        flags.view(-1)[[0, -1]] = True
 
-    def function(input, h_0, c_0, *weights):
-        return layer.lstm(call, input, h_0, c_0, weights, masks or None, resets)[reach]
+    def function(*inputs):
+        input, *rest = inputs
+        h_0, c_0 = rest[:2] if hx else (None, None)
+        outputs = layer.lstm(call, input, h_0, c_0, rest[2 * hx :], masks, flags)
+        name = "_PlainLSTM" if call.plain and not hx and not masks and not resets else "_LSTM"
+        assert outputs[0].grad_fn.name() == f"{name}Backward"
+        return tuple(outputs[place] for place in places)
 
-    assert_twice_differentiable(
-        function, (double(T, B, I), double(LD, B, P), double(LD, B, H), *weights)
-    )
-
-
-def test_right_to_second_order_with_frozen_weights_and_packed(no_kernels):
-    packing = Packing(torch.tensor([2, 2, 1]), torch.device("cpu"))
-    call = a_call()._replace(packing=packing)
-    weight_ih, weight_hh, *biases = weights_of()
-    frozen = [w.detach() for w in (weight_hh, *biases)]
-
-    def function(input, weight_ih):
-        return layer.lstm(call, input, None, None, [weight_ih, *frozen])
-
-    assert_twice_differentiable(function, (double(5, I), weight_ih.detach().requires_grad_()))
+    return function, inputs
 
 
-def second(module, x, hx=None):
-    """First derivatives, then those of a penalty on them."""
-    x = x.detach().requires_grad_()
-    leaves = [x, *(y for y in module.parameters() if y.requires_grad)]
-    loss = module(x, hx)[0].square().sum()
-    first = torch.autograd.grad(loss, leaves, create_graph=True)
-    return *first, *torch.autograd.grad(sum(y.square().sum() for y in first), leaves)
+@no_onednn
+@pytest.mark.parametrize("options", FUNCTIONS.values(), ids=FUNCTIONS)
+def test_first_and_second_derivatives_are_those_of_differences(options, in_float64):
+    function, inputs = function_of(**options)
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("options", [dict(), dict(hx=True, resets=True)], ids=["plain", "other"])
+def test_second_derivatives_one_number_after_the_other(options, in_float64):
+    function, inputs = function_of(**options, I=1, H=2)
+    assert torch.autograd.gradgradcheck(function, inputs)
 
 
 @no_onednn
 @pytest.mark.parametrize("proj_size", [0, 7])
-def test_gradient_penalty(proj_size, device):
+@pytest.mark.parametrize("hx", [False, True])
+def test_gradient_penalty(hx, proj_size, device):
     # nn.LSTM on a CPU: cuDNN has no second derivative.
     ours, theirs = pair(5, 20, 2, proj_size=proj_size)
 
     def gradients(module, device):
         torch.manual_seed(2)
         x = make_input(4, 3, 5, device=device).requires_grad_()
-        hx = make_hx((2, 3, 20), dict(proj_size=proj_size), device)
-        hx = tuple(state.requires_grad_() for state in hx)
-        output, _ = module.to(device)(x, hx)
-        first = torch.autograd.grad(output.square().sum(), [x, *hx], create_graph=True)
+        states = make_hx((2, 3, 20), dict(proj_size=proj_size), device) if hx else ()
+        states = tuple(state.requires_grad_() for state in states)
+        output, _ = module.to(device)(x, states or None)
+        first = torch.autograd.grad(output.square().sum(), [x, *states], create_graph=True)
         penalty = sum(gradient.square().sum() for gradient in first)
-        second = torch.autograd.grad(penalty, [x, *hx, *module.parameters()])
+        second = torch.autograd.grad(penalty, [x, *states, *module.parameters()])
         return [gradient.cpu() for gradient in (*first, *second)]
 
     assert_same(gradients(ours, device), gradients(theirs, "cpu"), 2 * CEILING[torch.float32])
@@ -146,98 +338,63 @@ def test_gradient_of_a_linear_loss_can_be_differentiated(device):
     assert_same([gradient], [expected])
 
 
-@pytest.mark.parametrize("frozen", [[], ["weight_ih_l0", "bias_hh_l0", "weight_hh_l1"]], ids=str)
-def test_plain_calls_are_right_to_second_order(frozen, device):
-    """_PlainLSTM has the same second derivatives as _LSTM, given the zeros it begins with."""
-    module, _ = pair(5, 20, 2, device=device)
-    for name in frozen:
-        module.get_parameter(name).requires_grad_(False)
-    x, zeros = make_input(4, 3, 5, device=device), torch.zeros(2, 3, 20, device=device)
-    assert_same(second(module, x), second(module, x, (zeros, zeros)))
+@pytest.mark.parametrize("place", [0, 1, 2], ids=["output", "h_n", "c_n"])
+def test_a_hessian_vector_product(place, device, launches):
+    ours, theirs = pair(5, 20, 2)
+
+    def product(module, device):
+        torch.manual_seed(2)
+        x, vector = (make_input(4, 3, 5, device=device) for _ in range(2))
+        module = module.to(device)
+
+        def loss(x):
+            return flat(module(x))[place].square().sum()
+
+        _, of_x = torch.autograd.functional.hvp(loss, x, vector)
+        weights = list(module.parameters())
+        first = torch.autograd.grad(loss(x), weights, create_graph=True)
+        inner = sum((g * torch.ones_like(g)).sum() for g in first)
+        return [y.cpu() for y in (of_x, *torch.autograd.grad(inner, weights))]
+
+    assert_same(product(ours, device), product(theirs, "cpu"), 2 * CEILING[torch.float32])
+    assert launches["forward"] == 4
 
 
-def test_hessian_vector_product(device):
-    module, theirs = pair(3, 8, dtype=torch.float64, device=device)
-    x = make_input(4, 2, 3, device=device, dtype=torch.float64)
-    v = torch.ones_like(x)
-    products = [
-        torch.autograd.functional.hvp(lambda x, m=m: m(x)[0].square().sum(), x, v)[1]
-        for m in (module, theirs)
-    ]
-    assert_same([products[0]], [products[1]], 1e-12)
+def test_a_third_derivative(device):
+    ours, theirs = pair(5, 8)
+
+    def derivatives(module, device, dtype):
+        torch.manual_seed(2)
+        x = make_input(3, 2, 5).to(device, dtype).requires_grad_()
+        value, gradients = module.to(device, dtype)(x)[0].square().sum(), []
+        for _ in range(3):
+            gradients += torch.autograd.grad(value, x, create_graph=True)
+            value = gradients[-1].square().sum()
+        return [gradient.float().cpu() for gradient in gradients]
+
+    actual = derivatives(ours, device, torch.float32)
+    assert_same(actual, derivatives(theirs, "cpu", torch.float64), 4 * CEILING[torch.float32])
 
 
-def test_first_order_runs_no_equations(device, monkeypatch):
-    module, _ = pair(5, 20, 2, device=device)
+@pytest.mark.parametrize("hx", [False, True])
+@pytest.mark.parametrize("recompute", [0, 2])
+def test_a_first_derivative_runs_nothing_of_it(hx, recompute, device, launches, monkeypatch):
+    """Who takes no second derivative pays nothing for it: not a step in plain torch."""
 
-    def forbidden(*_, **__):
-        raise AssertionError("the equations ran")
+    def refuse(*args):
+        raise AssertionError("in plain torch")
 
-    monkeypatch.setattr(reference, "lstm", forbidden)
-    x = make_input(4, 3, 5, device=device).requires_grad_()
-    hx = tuple(make_input(2, 3, 20, device=device) for _ in range(2))
-    for states in (None, hx):
-        module(x, states)[0].sum().backward()
-    with pytest.raises(AssertionError, match="the equations ran"):
-        second(module, x)
-
-
-# torch.func and forward mode: by the equations, so in float64 they are right to its precision.
-
-
-@pytest.fixture
-def model(device):
-    module = LSTM(5, 20, 2, device=device, dtype=torch.float64)
-    x = make_input(4, 3, 5, device=device, dtype=torch.float64)
-    parameters = dict(module.named_parameters())
-
-    def loss(parameters, x):
-        return functional_call(module, parameters, (x,))[0].square().sum()
-
-    expected = torch.autograd.grad(loss(parameters, x), list(parameters.values()))
-    return module, x, parameters, loss, expected
-
-
-def test_grad(model):
-    _, x, parameters, loss, expected = model
-    assert_same(grad(loss)(parameters, x).values(), expected, 1e-12)
-
-
-def test_gradients_of_each_sample(model):
-    _, x, parameters, loss, expected = model
-    grads = vmap(grad(loss), in_dims=(None, 1))(parameters, x)
-    assert_same([y.sum(0) for y in grads.values()], expected, 1e-12)
-    one = grad(loss)(parameters, x[:, 1])
-    assert_same([y[1] for y in grads.values()], one.values(), 1e-12)
-
-
-def test_an_ensemble(model, device):
-    module, x, *_ = model
-    other = LSTM(5, 20, 2, device=device, dtype=torch.float64)
-    stacked, _ = torch.func.stack_module_state([module, other])
-    outputs = vmap(lambda p: functional_call(module, p, (x,))[0])(stacked)
-    assert_same(outputs, [module(x)[0], other(x)[0]], 1e-12)
-
-
-# torch 2.14 scripts a table of its own at the first one.
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
-def test_jvp_and_dual_tensors(model):
-    module, x, *_ = model
-    direction = torch.randn_like(x)
-    output, along = jvp(lambda x: module(x)[0], (x,), (direction,))
-    step = 1e-6
-    with torch.no_grad():
-        ahead, behind = (module(x + s * direction)[0] for s in (step, -step))
-    assert_same([output, along], [module(x)[0], (ahead - behind) / (2 * step)], 1e-8)
-    with forward_ad.dual_level():
-        dual = forward_ad.unpack_dual(module(forward_ad.make_dual(x, direction))[0])
-        assert_same([dual.tangent], [along], 1e-12)
-
-
-def test_float32_and_resets_too(device, launches):
-    module, theirs = pair(5, 20, device=device)
-    x, resets = make_input(4, 3, 5, device=device), torch.zeros(4, 3, dtype=torch.bool)
-    resets = resets.to(device)
-    mapped = vmap(lambda x, resets: module(x, None, resets)[0], in_dims=1, out_dims=1)(x, resets)
-    assert launches == {"forward": 0, "backward": 0}
-    assert_same([mapped], [flat(theirs(x))[0]], CEILING[torch.float32])
+    monkeypatch.setattr(reference, "lstm", refuse)
+    monkeypatch.setattr(reference, "backward", refuse)
+    monkeypatch.setattr(native, "lstm", refuse)
+    ours, theirs = pair(5, 20, 2, device=device)
+    ours.recompute = recompute
+    x = make_input(4, 3, 5, device=device)
+    hx = make_hx((2, 3, 20), {}, device) if hx else None
+    assert_same(run(ours, x, hx), run(theirs, x, hx))
+    assert launches["backward"] == 2 * (2 if recompute else 1)
+    x.requires_grad_()
+    first = torch.autograd.grad(ours(x, hx)[0].sum(), x, retain_graph=True)
+    assert not first[0].requires_grad
+    with pytest.raises(AssertionError, match="in plain torch"):
+        torch.autograd.grad(ours(x, hx)[0].sum(), x, create_graph=True)
