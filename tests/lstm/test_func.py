@@ -20,6 +20,9 @@ from tests.lstm.pairs import (
     run,
 )
 
+# PyTorch's own, of what it scripts at the first use of forward mode
+scripts = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+
 # float64 against float64
 CLOSE = 1e-9
 
@@ -127,14 +130,26 @@ def test_vmap_of_float32_where_the_kernels_would_serve(device, launches):
     assert launches == {"forward": 1, "backward": 0}
 
 
+@scripts
+def test_forward_mode_of_float32_where_the_kernels_would_serve(device, launches):
+    ours, _ = pair(5, 20, device=device)
+    x, tangent = (make_input(4, 3, 5, device=device) for _ in range(2))
+    with forward_ad.dual_level():
+        output, _ = ours(forward_ad.make_dual(x, tangent))
+        derivative = forward_ad.unpack_dual(output).tangent
+    assert launches == {"forward": 0, "backward": 0}
+    ours.double()
+    (expected,) = along(lambda x: (ours(x)[0],), x.double(), tangent.double())
+    assert_same([derivative], [expected.float()])
+
+
 def along(function, x, tangent, step=1e-6):
     """The derivative by differences."""
     ahead, behind = function(x + step * tangent), function(x - step * tangent)
     return [(a - b) / (2 * step) for a, b in zip(ahead, behind, strict=True)]
 
 
-# Of torch's own functions that it scripts for forward mode
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+@scripts
 def test_jvp():
     ours, theirs = double(5, 8, 2, bidirectional=True)
     x, tangent = make(4, 3, 5), make(4, 3, 5)
@@ -143,7 +158,7 @@ def test_jvp():
     assert_same(derivatives, along(lambda x: flat(theirs(x)), x, tangent), 1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+@scripts
 def test_forward_mode_of_the_input_and_of_a_weight():
     ours, theirs = double(5, 8)
     x, tangent, of_weight = make(4, 3, 5), make(4, 3, 5), make(32, 8)
@@ -297,6 +312,14 @@ def function_of(
 def test_first_and_second_derivatives_are_those_of_differences(options, in_float64):
     function, inputs = function_of(**options)
     assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+    # To be differentiated again is another backward, of which that only sees the derivative.
+    outputs, leaves = function(*inputs), [x for x in inputs if x.requires_grad]
+    upstream = [torch.randn_like(y) for y in outputs]
+    first, again = (
+        torch.autograd.grad(outputs, leaves, upstream, retain_graph=True, create_graph=create)
+        for create in (False, True)
+    )
+    assert_same(again, first, CLOSE)
     assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
