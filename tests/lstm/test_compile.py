@@ -152,11 +152,9 @@ def test_recompute(options, device, launches):
     expected = gradients(module, x)
     module.recompute = 2
     before = dict(launches)
-    # Only a checkpoint in the graph: aot_eager cuts what it computes twice out of it.
-    assert_same(gradients(compiled(module, "eager"), x), expected, CLOSE)
+    assert_same(gradients(compiled(module), x), expected, CLOSE)
     # Two parts, twice, of two layers or directions
     assert launches["forward"] - before["forward"] == 8
-    assert_same(gradients(compiled(module), x), expected, CLOSE)
 
 
 class Model(nn.Module):
@@ -504,6 +502,8 @@ def calls_of(program):
     return [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
 
 
+# PyTorch's own, of a file in memory, up to torch 2.11
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize(("options", "hx"), MODULES.values(), ids=MODULES)
 def test_an_exported_program_is_one_operator_of_any_size(options, hx, strict, launches):
@@ -567,6 +567,7 @@ def onnxruntime_of(program, *inputs):
 
 # PyTorch's own: of nn.LSTM's weights, the exporter that it has replaced, sizes taken for fixed
 @pytest.mark.filterwarnings("ignore:The tensor attributes self._flat_weights:UserWarning")
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.filterwarnings("ignore:Exporting a model to ONNX with a batch_size:UserWarning")
