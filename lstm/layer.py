@@ -149,8 +149,9 @@ class _PlainLSTM(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        call, needs, (input, *saved) = ctx.call, ctx.needs_input_grad[1:], ctx.saved_tensors
-        saved, weights = saved[: 3 * call.L], saved[3 * call.L :]
+        call, needs, tensors = ctx.call, ctx.needs_input_grad[1:], ctx.saved_tensors
+        end = 3 * call.L + 2
+        input, saved, weights = tensors[0], tensors[1:end], tensors[end:]
         if torch.is_grad_enabled():
             inputs, needs = (input, None, None, *weights), (needs[0], False, False, *needs[1:])
             grad_input, _, _, *grads = _differentiable_backward(call, inputs, needs, grads)
@@ -161,15 +162,17 @@ class _PlainLSTM(torch.autograd.Function):
 
 
 def _plain_forward(call, input, weights):
-    """output, h_n, c_n; and of each layer its output, steps and W_hh transposed."""
+    """output, h_n, c_n; and the input as rows, then of each layer steps, W_hh transposed and
+    output, as rows but for the last.
+    """
     lstm_forward = kernels().forward.lstm_forward
     L, H, numbers, (T, B, I) = call.L, call.H, call.numbers, input.shape
     h_n, c_n = input.new_empty(L, B, H), input.new_empty(L, B, H)
-    x, saved = input.reshape(T * B, I), []
+    x = input.reshape(T * B, I)
+    saved = [x]
     for layer in range(L):
         weight_ih, weight_hh, bias_ih, bias_hh = weights[4 * layer : 4 * layer + 4]
         gates_ih = F.linear(x, weight_ih)
-        # What is above it reads rows.
         x = input.new_empty(T, B, H) if layer == L - 1 else input.new_empty(T * B, H)
         steps = input.new_empty((1 + 5 * T) * numbers)
         weight_hh_t = input.new_empty(H, 4 * H)
@@ -177,7 +180,7 @@ def _plain_forward(call, input, weights):
             gates_ih, bias_ih.contiguous(), bias_hh.contiguous(), weight_hh.contiguous(), None,
             None, x, h_n, c_n, steps, weight_hh_t, layer, 1, T, B, call.tile,
         )  # fmt: skip
-        saved += (x, steps, weight_hh_t)
+        saved += (steps, weight_hh_t, x)
     return (x, h_n, c_n), saved
 
 
@@ -185,16 +188,18 @@ def _plain_backward(call, grads, input, saved, weights, needs):
     """None, then gradients of the input and the weights, for those needed."""
     lstm_backward = kernels().backward.lstm_backward
     L, H, (T, B, I), (needs_input, *needs) = call.L, call.H, input.shape, needs
-    grad_output, grad_h_n, grad_c_n = grads
-    grad, grad_h_n, grad_c_n = _aligned(grad_output), contiguous(grad_h_n), contiguous(grad_c_n)
-    h, grad_weights = saved[-3].view(T * B, H), [None] * len(weights)
+    grad, grad_h_n, grad_c_n = grads
+    grad = _aligned(grad)
+    if grad_h_n is not None or grad_c_n is not None:
+        grad_h_n, grad_c_n = contiguous(grad_h_n), contiguous(grad_c_n)
+    h, grad_weights = saved[-1].view(T * B, H), [None] * len(weights)
     for layer in range(L - 1, -1, -1):
-        _, steps, weight_hh_t = saved[3 * layer : 3 * layer + 3]
+        x, steps, weight_hh_t = saved[3 * layer : 3 * layer + 3]
         dz = input.new_empty(T * B, 4 * H)
         lstm_backward(
             steps, weight_hh_t, grad, grad_h_n, grad_c_n, dz, None, None, layer, 1, T, B, call.tile
         )
-        x, at = saved[3 * layer - 3] if layer > 0 else input.reshape(T * B, I), 4 * layer
+        at = 4 * layer
         needs_ih, needs_hh, *needs_biases = needs[at : at + 4]
         grad_weights[at : at + 4] = (
             dz.t() @ x if needs_ih else None,
@@ -566,5 +571,7 @@ def contiguous(x):
 
 def _aligned(x):
     """Contiguous, and where the loop's vector loads can read it: elsewhere it compiles without."""
-    x = contiguous(x)
-    return x if x is None or x.data_ptr() % 16 == 0 else x.clone()
+    if x is None:
+        return x
+    x = x.contiguous()
+    return x if x.data_ptr() % 16 == 0 else x.clone()

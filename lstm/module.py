@@ -13,7 +13,7 @@ from . import layer, ops, recompute, reference
 from . import plan as plans
 from .checks import alike, check_resets, differentiable, shape_of, two_tensors, weight_sizes
 from .packing import Packing
-from .precision import compute_dtype, fp32_precision
+from .precision import autocasts, compute_dtype, fp32_precision
 
 
 class LSTM(RNNBase):
@@ -152,7 +152,7 @@ class LSTM(RNNBase):
             hx = hx if hx is None else self.permute_hidden(hx, order)
             resets = resets if resets is None else resets.data
         h_0, c_0 = (None, None) if hx is None else hx
-        if torch.is_autocast_enabled(input.device.type):
+        if autocasts(input):
             dtype = compute_dtype(input)
             weights = [weight.to(dtype) for weight in weights]
             input, h_0, c_0 = (x if x is None else x.to(dtype) for x in (input, h_0, c_0))
@@ -165,7 +165,8 @@ class LSTM(RNNBase):
             input, resets = (x if x is None else x.transpose(0, 1) for x in (input, resets))
 
         L, D = self.num_layers, 2 if self.bidirectional else 1
-        arguments = input, h_0, c_0, weights, self._dropout_masks(input, D), resets, L, D, packing
+        masks = self._dropout_masks(input, D) if self.dropout > 0 else None
+        arguments = input, h_0, c_0, weights, masks, resets, L, D, packing
         if self.recompute and differentiable((input, h_0, c_0, *weights)):
             output, h_n, c_n = recompute.lstm(run, *arguments, self.recompute)
         else:
@@ -268,7 +269,7 @@ class LSTM(RNNBase):
 
     def _dropout_masks(self, input, D):
         """What multiplies the outputs between layers, drawn as nn.LSTM draws it on a CPU."""
-        if not (self.training and self.dropout > 0 and self.num_layers > 1):
+        if not self.training or self.num_layers == 1:
             return None
         size = (*input.shape[:-1], D * (self.proj_size or self.hidden_size))
         return [F.dropout(input.new_ones(size), self.dropout) for _ in range(self.num_layers - 1)]

@@ -42,6 +42,10 @@ class Plan:
     one_step: bool = False
     precision: str = ""
 
+    def __hash__(self):
+        # Of all fields it would take a microsecond, at each call.
+        return hash(self.tile)
+
     def __str__(self):
         if self.path == "torch":
             return f"PyTorch's own module: {self.reason}"
