@@ -33,6 +33,7 @@ from .layout import (
     tile_indices,
     to_operands,
     to_tile,
+    unit_pair,
     unpack,
     zeros_tile,
 )
@@ -62,14 +63,22 @@ def load_bias(
 
 
 @inline
-def gate_tiles(i, f, g, o, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, SLICED: tl.constexpr):
-    """What `load_gates` gave, as tiles."""
-    return (
-        to_tile(i, BLOCK_H, BLOCK_B, SLICED),
-        to_tile(f, BLOCK_H, BLOCK_B, SLICED),
-        to_tile(g, BLOCK_H, BLOCK_B, SLICED),
-        to_tile(o, BLOCK_H, BLOCK_B, SLICED),
-    )
+def gate_tiles(
+    i, f, g, o, b_i, b_f, b_g, b_o, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr,
+    SLICED: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """What `load_gates` gave, as tiles, with biases if there are any; if FAST as the cell has them,
+    halved for i, f and o.
+    """
+    i = to_tile(i, BLOCK_H, BLOCK_B, SLICED)
+    f = to_tile(f, BLOCK_H, BLOCK_B, SLICED)
+    g = to_tile(g, BLOCK_H, BLOCK_B, SLICED)
+    o = to_tile(o, BLOCK_H, BLOCK_B, SLICED)
+    if b_i is not None:
+        i, f, g, o = i + b_i, f + b_f, g + b_g, o + b_o
+    if FAST:
+        i, f, o = 0.5 * i, 0.5 * f, 0.5 * o
+    return i, f, g, o
 
 
 @inline
@@ -79,6 +88,17 @@ def gates_product(w_0, w_1, w_2, w_3, h, VEC: tl.constexpr):
     i, f = gate_pair(product(w_0, x), product(w_2, x))
     g, o = gate_pair(product(w_1, x), product(w_3, x))
     return i, f, g, o
+
+
+@inline
+def add_gates_product(z_i, z_f, z_g, z_o, w_0, w_1, w_2, w_3, h, VEC: tl.constexpr):
+    """z + W_hh h. The tensor core begins with z, known before h, so the chain has no addition."""
+    x = order_units(h, VEC)
+    z_0, z_2 = unit_pair(z_i, z_f)
+    z_1, z_3 = unit_pair(z_g, z_o)
+    z_i, z_f = gate_pair(product(w_0, x, z_0), product(w_2, x, z_2))
+    z_g, z_o = gate_pair(product(w_1, x, z_1), product(w_3, x, z_3))
+    return z_i, z_f, z_g, z_o
 
 
 @inline
@@ -105,18 +125,11 @@ def only(x, mask):
 
 
 @inline
-def take_step(
-    z_i, z_f, z_g, z_o, d_i, d_f, d_g, d_o, h_prev, c_prev, active,
-    FAST: tl.constexpr, EXACT: tl.constexpr,
-):  # fmt: skip
-    """The activated gates, h and c. z: of gates_ih; d: W_hh h; active: which sequences take the
-    step, None for all; the others keep their states.
+def take_step(z_i, z_f, z_g, z_o, h_prev, c_prev, active, FAST: tl.constexpr, EXACT: tl.constexpr):
+    """The activated gates, h and c. active: which sequences take the step, None for all; the others
+    keep their states.
     """
-    if FAST:
-        z_i = 0.5 * z_i
-        z_f = 0.5 * z_f
-        z_o = 0.5 * z_o
-    i, f, g, o, h, c = cell_forward(z_i + d_i, z_f + d_f, z_g + d_g, z_o + d_o, c_prev, FAST, EXACT)
+    i, f, g, o, h, c = cell_forward(z_i, z_f, z_g, z_o, c_prev, FAST, EXACT)
     if active is not None:
         h = choose(active, h, h_prev)
         c = choose(active, c, c_prev)
@@ -292,6 +305,7 @@ def lstm_forward_kernel(
     offs_h = sequence * (D * H) + unit
     offs_z = sequence * (4 * H) + unit
     offs_state = state + sequence * H + unit
+    b_i, b_f, b_g, b_o = None, None, None, None
     if bias_ih_ptr is not None:
         first_unit = tl.program_id(2) * BLOCK_H if SLICED else 0
         b_i = load_bias(bias_ih_ptr, bias_hh_ptr, 0, first_unit, H, BLOCK_H, SLICED)
@@ -338,13 +352,12 @@ def lstm_forward_kernel(
         if FLOAT32:
             d_i, d_f = d_i * inverse * inverse_h, d_f * inverse * inverse_h
             d_g, d_o = d_g * inverse * inverse_h, d_o * inverse * inverse_h
-        z_i, z_f, z_g, z_o = gate_tiles(x_i, x_f, x_g, x_o, BLOCK_H, BLOCK_B, SLICED)
-        if bias_ih_ptr is not None:
-            z_i, z_f, z_g, z_o = z_i + b_i, z_f + b_f, z_g + b_g, z_o + b_o
-        i, f, g, o, h, c = take_step(
-            z_i, z_f, z_g, z_o, only(d_i, mask), only(d_f, mask), only(d_g, mask), only(d_o, mask),
-            h, c, None, FAST, EXACT,
-        )  # fmt: skip
+        z_i, z_f, z_g, z_o = gate_tiles(
+            x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, BLOCK_H, BLOCK_B, SLICED, FAST
+        )
+        z_i, z_f = z_i + only(d_i, mask), z_f + only(d_f, mask)
+        z_g, z_o = z_g + only(d_g, mask), z_o + only(d_o, mask)
+        i, f, g, o, h, c = take_step(z_i, z_f, z_g, z_o, h, c, None, FAST, EXACT)
         write_step(i, f, g, o, h, c, output_ptr, steps_ptr, offs_h, mask, SIZE, SLICED)
         if resets_ptr is not None:
             cut = load_cuts(resets_ptr, offsets_ptr, 0, T, B, lane, reverse)
@@ -357,9 +370,9 @@ def lstm_forward_kernel(
         x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask & (T > 1), H)
 
     for t in range(first, last):
-        z_i, z_f, z_g, z_o = gate_tiles(x_i, x_f, x_g, x_o, BLOCK_H, BLOCK_B, SLICED)
-        if bias_ih_ptr is not None:
-            z_i, z_f, z_g, z_o = z_i + b_i, z_f + b_f, z_g + b_g, z_o + b_o
+        z_i, z_f, z_g, z_o = gate_tiles(
+            x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, BLOCK_H, BLOCK_B, SLICED, FAST
+        )
         if resets_ptr is not None:
             cut = load_cuts(resets_ptr, offsets_ptr, t, T, B, lane, reverse)
         if offsets_ptr is None:
@@ -384,13 +397,17 @@ def lstm_forward_kernel(
             d_i, d_f, d_g, d_o = slice_product(w, h_all)
         elif EXACT:
             d_i, d_f, d_g, d_o = exact_product(w_0, w_1, w_2, w_3, r_0, r_1, r_2, r_3, h, VEC)
-        else:
+        elif FLOAT32:
             d_i, d_f, d_g, d_o = gates_product(w_0, w_1, w_2, w_3, h.to(DOT), VEC)
+        else:
+            z_i, z_f, z_g, z_o = add_gates_product(
+                z_i, z_f, z_g, z_o, w_0, w_1, w_2, w_3, h.to(DOT), VEC
+            )
         if FLOAT32:
             d_i, d_f, d_g, d_o = d_i * inverse, d_f * inverse, d_g * inverse, d_o * inverse
-        i, f, g, o, h, c = take_step(
-            z_i, z_f, z_g, z_o, d_i, d_f, d_g, d_o, h, c, active, FAST, EXACT
-        )
+        if FLOAT32 or SLICED:
+            z_i, z_f, z_g, z_o = z_i + d_i, z_f + d_f, z_g + d_g, z_o + d_o
+        i, f, g, o, h, c = take_step(z_i, z_f, z_g, z_o, h, c, active, FAST, EXACT)
         h_t, c_t = h, c
         if resets_ptr is not None:
             h, c = clear(cut, h), clear(cut, c)

@@ -322,8 +322,11 @@ def _units(x):
 
 
 @inline
-def product(w, x):
-    """W (num_warps, rows, K) @ x (K, N) or (num_warps, K, N), in float32: (num_warps, rows, N)."""
+def product(w, x, z=None):
+    """W (num_warps, rows, K) @ x (K, N) or (num_warps, K, N), in float32: (num_warps, rows, N).
+
+    z: of this shape, what the tensor core begins its sum with; None for zeros.
+    """
     if len(x.shape) == 3:
         if INTERPRETED:
             return tl.dot(w.to(tl.float32), x.to(tl.float32), input_precision="ieee")
@@ -333,9 +336,10 @@ def product(w, x):
         ROWS: tl.constexpr = w.shape[1]
         w = tl.reshape(w, (w.shape[0] * ROWS, w.shape[2])).to(tl.float32)
         d = tl.dot(w, x.to(tl.float32), input_precision="ieee")
-        return tl.reshape(d, (w.shape[0] // ROWS, ROWS, x.shape[1]))
+        d = tl.reshape(d, (w.shape[0] // ROWS, ROWS, x.shape[1]))
+        return d if z is None else z + d
     else:
-        return tl.dot(w, tl.broadcast_to(x[None], (w.shape[0], x.shape[0], x.shape[1])))
+        return tl.dot(w, tl.broadcast_to(x[None], (w.shape[0], x.shape[0], x.shape[1])), z)
 
 
 @inline
@@ -346,6 +350,16 @@ def gate_pair(d_0, d_1):
     d = tl.reshape(tl.join(d_0, d_1), (NUM_WARPS, 2, 8, BLOCK_B, 2))  # w gate r b q
     d = tl.permute(d, (0, 2, 4, 3, 1))
     return tl.reshape(d, (16 * NUM_WARPS, BLOCK_B, 2)).split()
+
+
+@inline
+def unit_pair(i, f):
+    """The inverse of `gate_pair`: a tile for each gate of a pair, to what products add to."""
+    NUM_WARPS: tl.constexpr = i.shape[0] // 16
+    BLOCK_B: tl.constexpr = i.shape[1]
+    d = tl.reshape(tl.join(i, f), (NUM_WARPS, 8, 2, BLOCK_B, 2))  # w r q b gate
+    d = tl.permute(d, (0, 4, 1, 3, 2))
+    return tl.reshape(d, (NUM_WARPS, 16, BLOCK_B, 2)).split()
 
 
 @inline
