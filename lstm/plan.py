@@ -43,7 +43,7 @@ class Plan:
     precision: str = ""
 
     def __hash__(self):
-        # Of all fields it would take a microsecond, at each call.
+        # Equal plans have equal tiles, and a hash of all fields would be taken at each call.
         return hash(self.tile)
 
     def __str__(self):
