@@ -21,8 +21,8 @@ class Call(NamedTuple):
     there are any; projected; size: weights of a layer's direction; precision: of float32 products,
     "tf32" or "ieee"; tile, as keyword arguments, at_once, one_step: of lstm.Plan; grid: tiles, and
     slices if there are several; sliced: whether there are; numbers: that a step saves of each
-    state, of a direction; plain: whether `_PlainLSTM` can do it; packing: where packed rows lie,
-    else None.
+    state, of a direction; plain: whether `_PlainLSTM` can do it, not packed; packing: where packed
+    rows lie, else None.
     """
 
     L: int
@@ -91,7 +91,8 @@ def lstm(call, input, h_0, c_0, weights, masks=None, resets=None):
     """
     # Not left to the Function: its ctx.needs_input_grad stays true under no_grad.
     if differentiable((*weights, input, h_0, c_0)):
-        if call.plain and h_0 is None and masks is None and resets is None:
+        plain = call.plain and call.packing is None
+        if plain and h_0 is None and masks is None and resets is None:
             return _PlainLSTM.apply(call, input, *weights)
         return _LSTM.apply(call, masks, resets, input, h_0, c_0, *weights)
     if call.one_step:

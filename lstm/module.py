@@ -108,7 +108,7 @@ class LSTM(RNNBase):
                 plan, L, D, self.hidden_size, self.proj_size, self.bias,
                 packing.B if packing else input.shape[1],
             )  # fmt: skip
-            call = call._replace(packing=packing, plain=False) if packing else call
+            call = call._replace(packing=packing) if packing else call
             return layer.lstm(call, input, h_0, c_0, weights, masks, resets)
 
         return self._call(run, input, hx, resets, weights)

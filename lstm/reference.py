@@ -98,8 +98,6 @@ def by_layer(weights, count):
 
 def named(weights):
     """Weights of those a direction has, in nn.LSTM's order."""
-    if isinstance(weights, Weights):
-        return weights
     biases = weights[2:4] if len(weights) > 3 else (None, None)
     return Weights(*weights[:2], *biases, weights[-1] if len(weights) % 2 else None)
 

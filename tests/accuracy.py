@@ -166,7 +166,7 @@ def call_of(case, **changes):
         plan, len(case.layers) // case.D, case.D, rows // 4, columns if len(weights) % 2 else 0,
         len(weights) > 3, packed.B if packed else case.input.shape[1],
     )  # fmt: skip
-    return call._replace(packing=packed, plain=False) if packed else call
+    return call._replace(packing=packed)
 
 
 def flat(layers):
