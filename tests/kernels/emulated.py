@@ -1,0 +1,294 @@
+"""The launchers on what Triton compiled, emulated (ptx.py): run as a program, it prints how far off
+each case is, as JSON.
+
+A program of its own, since under TRITON_INTERPRET nothing can be compiled.
+"""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch.nn import functional as F
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from lstm import reference
+from lstm.kernels import backward, config, forward
+from lstm.kernels.slices import Meeting
+from tests.kernels.ptx import PTXError, run
+
+POINTERS = {
+    torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16",
+    torch.int64: "*i64", torch.uint8: "*u8",
+}  # fmt: skip
+
+
+class Emulated:
+    """A jitted kernel's stand-in, for tensors in the machine's own memory.
+
+    In the kernel's place it lets a launcher run unchanged: compiled for `card`, specialised as a
+    launch does it, and run by the emulator. To see what is found: change, of the PTX, and short,
+    bytes that each tensor lacks at its end.
+    """
+
+    def __init__(self, kernel, card, change=None, short=0):
+        self.kernel, self.card, self.change, self.short = kernel, card, change, short
+        self.compiled = {}
+
+    def __getitem__(self, grid):
+        def launch(*arguments, launch_cooperative_grid=False, **options):
+            ptx, shared_bytes, constants = self.compile(arguments, options)
+            given = [x for n, x in enumerate(arguments) if n not in constants]
+            given = [self.memory(x) if isinstance(x, torch.Tensor) else x for x in given]
+            run(ptx, given, grid, shared_bytes, together=launch_cooperative_grid)
+
+        return launch
+
+    def memory(self, x):
+        return x.view(-1).view(torch.uint8).numpy()[: x.nbytes - self.short]
+
+    def compile(self, arguments, options):
+        """PTX, its shared memory, and which arguments it has not, since they are constants."""
+        constants, signature, aligned = {}, {}, []
+        for n, param in enumerate(self.kernel.params):
+            x = arguments[n] if n < len(arguments) else options[param.name]
+            tensor = isinstance(x, torch.Tensor)
+            if x is None or param.is_constexpr or not (tensor or param.do_not_specialize or x != 1):
+                constants[n] = x
+                signature[param.name] = "constexpr"
+                continue
+            signature[param.name] = POINTERS[x.dtype] if tensor else "i32"
+            looked_at = not (param.do_not_specialize or param.do_not_specialize_on_alignment)
+            if looked_at and (x.data_ptr() if tensor else x) % 16 == 0:
+                aligned.append(n)
+        left = {k: v for k, v in options.items() if k not in self.kernel.arg_names}
+        key = str((constants, signature, aligned, left))
+        if key not in self.compiled:
+            source = ASTSource(
+                fn=self.kernel,
+                signature=signature,
+                constexprs={(n,): x for n, x in constants.items()},
+                attrs={(n,): [["tt.divisibility", 16]] for n in aligned},
+            )
+            compiled = triton.compile(source, GPUTarget("cuda", self.card, 32), left)
+            ptx = compiled.asm["ptx"] if self.change is None else self.change(compiled.asm["ptx"])
+            self.compiled[key] = ptx, compiled.metadata.shared, constants
+        return self.compiled[key]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Forward and backward of one layer.
+
+    states: h_0, c_0 and gradients of both; saved: whether there is a backward; large: of the
+    weights of a few units, out of float16's range; at_once: of slices, else of no meaning; block_b:
+    sequences of a tile.
+    """
+
+    H: int
+    dtype: str
+    card: int
+    D: int = 1
+    T: int = 5
+    B: int = 11
+    states: bool = True
+    bias: bool = True
+    packed: bool = False
+    resets: bool = False
+    exact: bool = False
+    saved: bool = True
+    large: bool = False
+    at_once: int = 1
+    block_b: int = 8
+
+    def __str__(self):
+        default = Case(0, "", 0)
+        others = [n for n in self.__dataclass_fields__ if getattr(self, n) != getattr(default, n)]
+        return ", ".join(f"{n}={getattr(self, n)}" for n in others)
+
+
+# Every number of warps and every width of a weight's read, each kernel, on every card.
+CASES = [
+    Case(128, "bfloat16", 90),
+    Case(128, "bfloat16", 80, D=2, states=False),
+    Case(128, "bfloat16", 120, D=2, packed=True, resets=True),
+    Case(128, "float16", 80, bias=False),
+    Case(128, "float32", 90, D=2),
+    Case(128, "float32", 80, saved=False),
+    Case(101, "bfloat16", 100, resets=True),
+    Case(50, "float16", 86, packed=True),
+    Case(37, "bfloat16", 80),
+    Case(37, "float16", 90, D=2, packed=True),
+    Case(37, "float32", 89, resets=True),
+    Case(24, "bfloat16", 90, T=1),
+    Case(24, "float32", 86, D=2, packed=True),
+    Case(16, "float16", 90, resets=True),
+    Case(16, "float32", 100, T=2),
+    Case(1, "bfloat16", 80, B=3),
+    Case(64, "float32", 90, exact=True),
+    Case(37, "float32", 80, exact=True, D=2, packed=True),
+    Case(16, "float32", 120, exact=True, resets=True),
+    # Some warps scale their weights and others do not: their branches part.
+    Case(37, "float32", 90, large=True),
+    Case(50, "float32", 80, large=True, exact=True),
+    # Slices that meet, and one step after the other
+    Case(256, "bfloat16", 90, T=4),
+    Case(130, "float16", 80, T=4, block_b=16, B=17, D=2, packed=True, resets=True),
+    Case(129, "float32", 90, T=3, states=False, at_once=0),
+]  # fmt: skip
+
+
+def shifted(x):
+    """The same, not aligned to more than one number: what no kernel looks at."""
+    if x is None:
+        return None
+    whole = x.new_empty(x.numel() + 1)
+    return whole[1:].view(x.shape).copy_(x)
+
+
+def run_case(case, change=None, short=0):
+    """Forward and backward. Returns: the relative error of each tensor."""
+    torch.manual_seed(0)
+    forward.lstm_forward_kernel = Emulated(FORWARD, case.card, change, short)
+    backward.lstm_backward_kernel = Emulated(BACKWARD, case.card, change, short)
+    H, D, T, B, dtype = case.H, case.D, case.T, case.B, getattr(torch, case.dtype)
+    tile = config.tile(H, B, dtype.itemsize, exact=case.exact, block_b=case.block_b)
+    S, tiles = config.slices(H, tile), -(-B // case.block_b)
+    size, sliced = tile["BLOCK_H"] * case.block_b, tile["BLOCK_K"] > tile["BLOCK_H"]
+    # The tiles, from the first to the last, have fewer and fewer sequences.
+    sizes = [max(1, B - 3 * t) for t in range(T)] if case.packed else [B] * T
+    offsets = [0, *torch.tensor(sizes).cumsum(0).tolist()]
+    rows = (offsets[-1],) if case.packed else (T, B)
+
+    def full(*shape, scale=1.0):
+        return (scale * torch.randn(shape)).to(dtype)
+
+    def empty(*shape):
+        return torch.full(shape, torch.nan, dtype=dtype)
+
+    def meeting(numbers):
+        if not sliced:
+            return None
+        states = torch.full((2, D, tiles, S, size), torch.nan) if case.at_once == 0 else None
+        return Meeting(torch.zeros(2, D, tiles, numbers), states, case.at_once and tiles)
+
+    gates_ih, weight_hh = full(D, *rows, 4, H), full(D, 4, H, H, scale=H**-0.5)
+    if case.large:
+        weight_hh[:, 1, -2:, 3] = 3e5
+    bias_ih, bias_hh = [shifted(full(D, 4, H)) if case.bias else None for _ in range(2)]
+    # Their own product is the caller's where a launch cannot have it.
+    h_0 = shifted(full(D, B, H)) if case.states and not (case.packed or sliced) else None
+    c_0 = shifted(full(D, B, H)) if case.states else None
+    flags = (torch.rand(rows) < 0.3).to(torch.uint8) if case.resets else None
+    if case.resets:
+        # Those of the first step are the caller's.
+        flags.view(-1)[:B] = 0
+    output, h_n, c_n = empty(*rows, D, H), shifted(empty(D, B, H)), shifted(empty(D, B, H))
+    steps = weight_hh_t = None
+    if case.saved:
+        steps = empty(D, tiles, *([S] if sliced else []), 1 + 5 * T, size)
+        weight_hh_t = None if sliced else empty(D, H, 4 * H)
+    packing = torch.tensor(offsets) if case.packed else None
+    resets = shifted(flags)
+    forward.lstm_forward(
+        gates_ih, bias_ih, bias_hh, weight_hh, h_0, c_0, output, h_n, c_n, steps, weight_hh_t,
+        0, D, T, B, tile, packing, resets, meeting(tile["BLOCK_K"] * case.block_b),
+    )  # fmt: skip
+
+    def exactly(x):
+        return None if x is None else x.double().requires_grad_()
+
+    # The gates of each direction as one input, of which its weight takes its part
+    x = exactly(gates_ih.reshape(D, -1, 4 * H))
+    exact_h_0, exact_c_0 = exactly(h_0), exactly(c_0)
+    part = torch.eye(4 * H * D, dtype=torch.float64).view(D, 4 * H, -1)
+    layers = [
+        (part[d], weight_hh[d].double().flatten(0, 1))
+        + ((bias_ih[d].double().flatten(), bias_hh[d].double().flatten()) if case.bias else ())
+        for d in range(D)
+    ]
+    truth = reference.lstm(
+        x.transpose(0, 1).reshape(*rows, -1), exact_h_0, exact_c_0, layers, None,
+        None if flags is None else flags.bool(), D,
+        torch.tensor(sizes) if case.packed else None, F.linear,
+    )  # fmt: skip
+    errors = {
+        "output": reference.relative_error(output.flatten(-2), truth[0]),
+        "h_n": reference.relative_error(h_n, truth[1]),
+        "c_n": reference.relative_error(c_n, truth[2]),
+    }
+    if not case.saved:
+        return errors
+
+    weight_hh_t = weight_hh.flatten(1, 2).mT.contiguous() if sliced else weight_hh_t
+    assert torch.equal(weight_hh_t, weight_hh.flatten(1, 2).mT)
+    upstream = [full(*rows, D, H), *(full(D, B, H) if case.states else None for _ in range(2))]
+    grad_gates = empty(D, *rows, 4, H)
+    grad_h_0 = None if h_0 is None else shifted(empty(D, B, H))
+    grad_c_0 = None if c_0 is None else shifted(empty(D, B, H))
+    backward.lstm_backward(
+        steps, weight_hh_t, upstream[0], *map(shifted, upstream[1:]),
+        grad_gates, grad_h_0, grad_c_0, 0, D, T, B, tile, packing, resets,
+        meeting(tile["BLOCK_K"] // tile["BLOCK_H"] * S * size),
+    )  # fmt: skip
+    upstream[0] = upstream[0].flatten(-2)
+    loss = sum(
+        (y * grad.double()).sum()
+        for y, grad in zip(truth, upstream, strict=True)
+        if grad is not None
+    )
+    loss.backward()
+    errors["grad_gates"] = reference.relative_error(grad_gates.flatten(), x.grad.flatten())
+    for name, actual, exact in [("h_0", grad_h_0, exact_h_0), ("c_0", grad_c_0, exact_c_0)]:
+        if actual is not None:
+            errors[f"grad_{name}"] = reference.relative_error(actual, exact.grad)
+    return errors
+
+
+def found(case, **defect):
+    """What the emulator says of a case with a defect, None if it finds nothing."""
+    try:
+        run_case(case, **defect)
+    except PTXError as error:
+        return str(error)
+    return None
+
+
+def without_barriers(case):
+    """What is found without each barrier of forward and of backward, one at a time."""
+    barrier = re.compile(r"\tbar(?:\.warp)?\.sync[^;]*;")
+    texts = []
+    run_case(case, lambda ptx: texts.append(ptx) or ptx)
+    return [
+        found(case, change=lambda ptx, text=text, at=at: cut(ptx, at) if ptx == text else ptx)
+        for text in texts
+        for at in barrier.finditer(text)
+    ]
+
+
+def cut(text, match):
+    return text[: match.start()] + text[match.end() :]
+
+
+def main():
+    errors = {}
+    for case in CASES:
+        try:
+            errors[str(case)] = run_case(case)
+        except PTXError as error:
+            errors[str(case)] = {str(error): math.inf}
+    few, many = Case(16, "bfloat16", 90, B=8), Case(128, "bfloat16", 90, B=8, T=3)
+    defects = {
+        "without a barrier": without_barriers(few) + without_barriers(many),
+        "short tensors": [found(few, short=2)],
+    }
+    print(json.dumps({"errors": errors, "defects": defects}))
+
+
+FORWARD, BACKWARD = forward.lstm_forward_kernel, backward.lstm_backward_kernel
+
+if __name__ == "__main__":
+    main()
