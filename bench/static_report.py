@@ -90,7 +90,7 @@ CARDS = {
 MAIN_SIZES = (128,)
 # A size for each other (BLOCK_H, VEC), each on one card for each dtype: what sets these apart is
 # how many numbers one access moves, which no card changes, and all on all take a quarter hour.
-#   BLOCK_H 16: VEC 1, 2, 4;   32: 1, 2, 4, 8;   64: 1, 2, 8, 4;   128: 1, 2, 4
+#   BLOCK_H 32: VEC 1, 2, 8, 4;   64: 1, 2, 8, 4;   128: 1, 2, 4
 OTHER_SIZES = (1, 10, 16, 31, 22, 20, 24, 37, 50, 64, 36, 101, 70, 100)
 # Of a step, where rows are aligned to a single number, to 16 bytes, and there is but one number.
 STEP_SIZES = (128, 37, 1)
@@ -338,17 +338,19 @@ def limits(configuration: Configuration) -> dict[str, int]:
         return _slice_limits(configuration)
     tile = configuration.tile
     warps = tile["num_warps"]
-    exchanges = 2 if configuration.kernel in EXACT_KERNELS else 1
+    exact = configuration.kernel in EXACT_KERNELS
     backward = configuration.kernel.startswith("backward")
+    # A scale for each sequence: the largest number of all warps. Once more, with all of the
+    # exchange, where the scale of two steps before turns out too large.
     scaled = backward and configuration.dtype == "float32"
+    again = scaled and not exact and configuration.hidden_size % 2 == 0
     packed, resets = "packed" in configuration.kernel, "resets" in configuration.kernel
-    # A step exchanges h, or the gradients of four gates: BLOCK_H * BLOCK_B numbers of 16 bits each.
-    # Every warp needs all of them, in 32-bit registers of its 32 lanes. W_hh takes BLOCK_H such
-    # registers, so reading even a quarter of it again adds BLOCK_H / 16 of the widest reads.
+    # A step exchanges h, or the gradients of four gates: BLOCK_H * BLOCK_B numbers of 16 bits each,
+    # or two of each. Every warp needs all of them, in 32-bit registers of its 32 lanes, four to a
+    # read. W_hh takes BLOCK_H such registers, so reading even a quarter of it again adds
+    # BLOCK_H / 16 reads.
     exchanged = tile["BLOCK_H"] * tile["BLOCK_B"] * (4 if backward else 1) // 64
-    # One read fills four registers, but in forward only ldmatrix does, which Triton takes from 9.0.
-    wide = backward or configuration.card >= 90
-    reads = -(-exchanged // 4) if wide else exchanged
+    reads = -(-exchanged // 4) * (2 if exact or again else 1)
     # Numbers of a tile in one thread; an access moves both units of a pair if rows are aligned so.
     numbers = tile["BLOCK_H"] * tile["BLOCK_B"] // (32 * warps)
     accesses = numbers if configuration.hidden_size % 2 else numbers // 2
@@ -357,17 +359,16 @@ def limits(configuration: Configuration) -> dict[str, int]:
     return {
         "spills": 0,
         "hgmma + utchmma": 0,
-        # One before and one after each exchange; the scale's maximum over the warps has its own,
-        # and up to three reads.
-        "bar": 2 * exchanges + 3 * scaled,
-        "lds + ldsm": reads * exchanges + 3 * scaled,
+        # One for each exchange; the scale's maximum over the warps has its own.
+        "bar": 1 + again + 3 * scaled,
+        "lds + ldsm": reads + 3 * scaled + warps * again,
         # Packed also where the rows of a later step begin and end; resets of a thread's sequences.
         "ldg": (5 * saved + accesses if backward else 4 * accesses)
         + 2 * packed
         + resets * tile["BLOCK_B"] // 4,
-        # A single warp may exchange by shuffles. The scale's maximum over the lanes of a sequence:
-        # three steps for each of a thread's sequences, again after the one over the warps.
-        "shfl": (exchanged * exchanges if warps == 1 else 0) + scaled * 3 * numbers,
+        # The scale's maximum over the lanes of a sequence: three steps for each of a thread's
+        # sequences, again after the one over the warps; of what lags half as often once more.
+        "shfl": scaled * 3 * numbers + again * 9 * numbers // 2,
     }
 
 

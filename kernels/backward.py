@@ -8,43 +8,67 @@
 The kernel writes the gradients of the gates' sums, grad_gates; those of input, weights and biases
 are products of them with what forward had, one each over all T * B rows, which are the caller's.
 As in forward the chain through dh bounds the kernel: W_hh^T stays in registers, and what a step
-needs from memory is read a step ahead or more.
+needs from memory is read a step ahead or more, and made into factors a step ahead.
 """
 
 import triton
 import triton.language as tl
 
 from .cell import cell_factors
+from .exchange import (
+    again,
+    declare_overflow,
+    gates_bytes,
+    largest_bytes,
+    overflowed,
+    read_gates,
+    read_largest,
+    shared_memory,
+    to_gate_operand,
+    write_gates,
+    write_largest,
+)
 from .layout import (
+    INTERPRETED,
     choose,
     clear,
-    column_pair,
     fence,
     from_tile,
     inline,
     lanes,
     load_cuts,
     operand_indices,
-    order_gates,
     pack,
     pin,
     product,
+    rows_in_order,
     step_rows,
     tile_indices,
     to_operands,
     to_tile,
+    to_units,
     unpack,
     zeros_tile,
 )
-from .operand import REST, gates_to_range, load_exact_weights, load_weights, split
+from .operand import (
+    REST,
+    gates_to_range,
+    load_exact_weights,
+    load_weights,
+    power_of_two,
+    split,
+)
 from .slices import (
     launch,
     order_all_gates,
     part_offsets,
-    rows_in_order,
     sum_parts,
     write_words,
 )
+
+# How far below the end of float16's range the largest gradient of two steps before is brought: what
+# has grown by more than this, or twice this, overflows, and is multiplied once more.
+ROOM = tl.constexpr(64.0)
 
 
 @inline
@@ -60,11 +84,60 @@ def load_saved(steps_ptr, offs, SIZE: tl.constexpr):
 
 
 @inline
-def gates_product(w_if, w_go, x):
-    """W_hh^T times the gradients of the gates, x as `order_gates` has them: a tile."""
-    dh_if, _ = column_pair(product(w_if, x))
-    _, dh_go = column_pair(product(w_go, x))
-    return dh_if + dh_go
+def write_grad_gates(
+    di, df, dg, do, pointers, dtype: tl.constexpr, mask, alive, H: tl.constexpr,
+    SLICED: tl.constexpr,
+):  # fmt: skip
+    """The gradients of the gates' sums, in memory order, which is that of mask."""
+    tl.store(pointers, from_tile(di, dtype, mask, SLICED), mask=alive)
+    tl.store(pointers + H, from_tile(df, dtype, mask, SLICED), mask=alive)
+    tl.store(pointers + 2 * H, from_tile(dg, dtype, mask, SLICED), mask=alive)
+    tl.store(pointers + 3 * H, from_tile(do, dtype, mask, SLICED), mask=alive)
+
+
+@inline
+def step_factors(
+    s_i, s_f, s_g, s_o, s_c, c, cut, dtype: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_B: tl.constexpr, FAST: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """`cell_factors` of a saved step that left c, then f and the c before it. cut: of which
+    sequences that c is not this step's, None for none.
+    """
+    i = unpack(s_i, BLOCK_H, BLOCK_B, False, dtype)
+    f = unpack(s_f, BLOCK_H, BLOCK_B, False, dtype)
+    g = unpack(s_g, BLOCK_H, BLOCK_B, False, dtype)
+    o = unpack(s_o, BLOCK_H, BLOCK_B, False, dtype)
+    c_prev = unpack(s_c, BLOCK_H, BLOCK_B, False, dtype)
+    before = c_prev
+    if cut is not None:
+        before = clear(cut, c_prev)
+    k_i, k_f, k_g, k_o, k_c = cell_factors(i, f, g, o, before, c, FAST, EXACT)
+    return k_i, k_f, k_g, k_o, k_c, f, c_prev
+
+
+@inline
+def largest_gate(di, df, dg, do):
+    """The largest gradient of each unit's gates: a tile."""
+    return tl.maximum(tl.maximum(tl.abs(di), tl.abs(df)), tl.maximum(tl.abs(dg), tl.abs(do)))
+
+
+@inline
+def exchange(di, df, dg, do, address):
+    """The gates' gradients of all warps, of 16 bits, for `gates_product`. One barrier."""
+    write_gates(di, df, dg, do, address)
+    tl.debug_barrier()
+    return read_gates(di, df, dg, do, address)
+
+
+@inline
+def gates_product(
+    w_if, w_go, words, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, DOT: tl.constexpr
+):
+    """W_hh^T times the gradients of the gates: a tile. Two chains, each of half of the weights."""
+    i, f, g, o = words
+    dh_if = product(w_if, to_gate_operand(i, f, BLOCK_H, BLOCK_B, DOT))
+    dh_go = product(w_go, to_gate_operand(g, o, BLOCK_H, BLOCK_B, DOT))
+    return to_units(dh_if) + to_units(dh_go)
 
 
 @triton.jit(
@@ -107,11 +180,21 @@ def lstm_backward_kernel(
     FAST: tl.constexpr = not FLOAT32
     SIZE: tl.constexpr = BLOCK_H * BLOCK_B
     SLICED: tl.constexpr = BLOCK_K > BLOCK_H
+    # The factors of a step are made a step ahead; of float32 registers are too few for that.
+    AHEAD: tl.constexpr = FAST
+    # float32's scale is that of two steps before, which takes no part in the chain. Rows that are
+    # aligned to one number only leave no registers for it.
+    LAGGED: tl.constexpr = FLOAT32 and not EXACT and not INTERPRETED and H % 2 == 0
     S: tl.constexpr = (H + BLOCK_H - 1) // BLOCK_H
     NUM_WARPS: tl.constexpr = PARTS if SLICED else BLOCK_H // 16
-    OWN: tl.constexpr = 4 if SLICED else max(VEC, 2)
+    OWN: tl.constexpr = 4 if SLICED else 8
+    RUN: tl.constexpr = 2 if SLICED else 4
     GROUPS: tl.constexpr = 4 if SLICED else 2
     BLOCKS: tl.constexpr = BLOCK_K // (16 * NUM_WARPS) if SLICED else 2
+    # Saved steps of 16 bits are read as words of two numbers.
+    SAVED: tl.constexpr = SIZE if FLOAT32 or SLICED else SIZE // 2
+    if SAVED < SIZE:
+        steps_ptr = steps_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
     tile = tl.program_id(0).to(tl.int64)
     first = 0
     stop = T
@@ -165,10 +248,11 @@ def lstm_backward_kernel(
         weights = weight_hh_t_ptr + (row_unit * 4 + block * 2 + group) * H + unit
     if EXACT:
         w, w_rest, inverse = load_exact_weights(weights, (row_unit < H) & (unit < H))
-        r_if, r_go = to_operands(pin(w_rest), NUM_WARPS, BLOCK_H, VEC, OWN, GROUPS, BLOCKS).split()
+        w_rest = to_operands(pin(w_rest), NUM_WARPS, BLOCK_H, VEC, OWN, GROUPS, BLOCKS, RUN)
+        r_if, r_go = w_rest.split()
     else:
         w, inverse = load_weights(weights, (row_unit < H) & (unit < H), 1.0, DOT)
-    w = to_operands(pin(w), NUM_WARPS, BLOCK_H, VEC, OWN, GROUPS, BLOCKS)
+    w = to_operands(pin(w), NUM_WARPS, BLOCK_H, VEC, OWN, GROUPS, BLOCKS, RUN)
     if SLICED:
         w = rows_in_order(w)
     else:
@@ -189,8 +273,8 @@ def lstm_backward_kernel(
     offs_h = sequence * (D * H) + unit
     offs_z = sequence * (4 * H) + unit
     offs_state = state + sequence * H + unit
-    offs_saved = tl.arange(0, SIZE)
-    steps_ptr += (saved * (1 + 5 * T.to(tl.int64)) + 1 + 5 * taken) * SIZE
+    offs_saved = tl.arange(0, SAVED)
+    steps_ptr += (saved * (1 + 5 * T.to(tl.int64)) + 1 + 5 * taken) * SAVED
 
     dh = zeros_tile(BLOCK_H, BLOCK_B, SLICED)
     dc = zeros_tile(BLOCK_H, BLOCK_B, SLICED)
@@ -204,8 +288,8 @@ def lstm_backward_kernel(
         states_ptr += saved * SIZE
         dc_ptr = states_ptr + tiles.to(tl.int64) * (D * S * SIZE)
         if first > 0:
-            dh = unpack(tl.load(states_ptr + offs_saved), BLOCK_H, BLOCK_B, SLICED)
-            dc = unpack(tl.load(dc_ptr + offs_saved), BLOCK_H, BLOCK_B, SLICED)
+            dh = unpack(tl.load(states_ptr + tl.arange(0, SIZE)), BLOCK_H, BLOCK_B, SLICED, dtype)
+            dc = unpack(tl.load(dc_ptr + tl.arange(0, SIZE)), BLOCK_H, BLOCK_B, SLICED, dtype)
     if grad_output_ptr is not None:
         grad_output_ptr += row * (D * H)
         if offsets_ptr is None:
@@ -230,27 +314,27 @@ def lstm_backward_kernel(
         if SLICED:
             before = tl.maximum(first - 1, 0)
             cut_before = load_cuts(resets_ptr, offsets_ptr, before, T, B, lane, 1 - reverse)
-    c = unpack(tl.load(steps_ptr + 4 * SIZE + offs_saved), BLOCK_H, BLOCK_B, SLICED)
-    s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, SIZE)
+    c = unpack(tl.load(steps_ptr + 4 * SAVED + offs_saved), BLOCK_H, BLOCK_B, SLICED, dtype)
+    s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, SAVED)
 
-    for s in range(first, stop):
-        i = unpack(s_i, BLOCK_H, BLOCK_B, SLICED)
-        f = unpack(s_f, BLOCK_H, BLOCK_B, SLICED)
-        g = unpack(s_g, BLOCK_H, BLOCK_B, SLICED)
-        o = unpack(s_o, BLOCK_H, BLOCK_B, SLICED)
-        c_prev = unpack(s_c, BLOCK_H, BLOCK_B, SLICED)
-        c_before = c_prev
-        if resets_ptr is not None:
-            c_before = clear(cut, c_prev)
-            cut_ahead = load_cuts(resets_ptr, offsets_ptr, s + 1, T, B, lane, 1 - reverse)
-        k_i, k_f, k_g, k_o, k_c = cell_factors(i, f, g, o, c_before, c, FAST, EXACT)
-        c = c_prev
-        # For the next step; after the last, the same again, which nobody uses.
-        more = (s + 1 < T).to(tl.int32)
-        steps_ptr -= more * (5 * SIZE)
-        s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, SIZE)
+    if SLICED:
+        for s in range(first, stop):
+            i = unpack(s_i, BLOCK_H, BLOCK_B, SLICED, dtype)
+            f = unpack(s_f, BLOCK_H, BLOCK_B, SLICED, dtype)
+            g = unpack(s_g, BLOCK_H, BLOCK_B, SLICED, dtype)
+            o = unpack(s_o, BLOCK_H, BLOCK_B, SLICED, dtype)
+            c_prev = unpack(s_c, BLOCK_H, BLOCK_B, SLICED, dtype)
+            c_before = c_prev
+            if resets_ptr is not None:
+                c_before = clear(cut, c_prev)
+                cut_ahead = load_cuts(resets_ptr, offsets_ptr, s + 1, T, B, lane, 1 - reverse)
+            k_i, k_f, k_g, k_o, k_c = cell_factors(i, f, g, o, c_before, c, FAST, EXACT)
+            c = c_prev
+            # For the next step; after the last, the same again, which nobody uses.
+            more = (s + 1 < T).to(tl.int32)
+            steps_ptr -= more * (5 * SAVED)
+            s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, SAVED)
 
-        if SLICED:
             if s > 0:
                 dh_all = sum_parts(
                     own_ptr + s % 2 * exchanged, s, BLOCK_H, BLOCK_B, S, states_ptr is None
@@ -260,81 +344,173 @@ def lstm_backward_kernel(
                 dh = dh_all if offsets_ptr is None else choose(lane < count_before, dh_all, dh)
             if grad_output_ptr is not None:
                 dh += to_tile(grad, BLOCK_H, BLOCK_B, SLICED)
-        dh_after = dh
-        dc_after = dc
-        dc += k_c * dh
-        di = k_i * dc
-        df = k_f * dc
-        dg = k_g * dc
-        do = k_o * dh
-        dc = f * dc
-        q_i, q_f, q_g, q_o = di, df, dg, do
-        if FLOAT32:
-            q_i, q_f, q_g, q_o, inverse_s = gates_to_range(di, df, dg, do, SLICED)
-        if EXACT:
-            q_i, e_i = split(q_i)
-            q_f, e_f = split(q_f)
-            q_g, e_g = split(q_g)
-            q_o, e_o = split(q_o)
-        if SLICED:
+            dc_after = dc
+            dc += k_c * dh
+            di = k_i * dc
+            df = k_f * dc
+            dg = k_g * dc
+            do = k_o * dh
+            dc = f * dc
+            q_i, q_f, q_g, q_o = di, df, dg, do
+            if FLOAT32:
+                q_i, q_f, q_g, q_o, inverse_s = gates_to_range(di, df, dg, do, SLICED)
             x = order_all_gates(q_i.to(DOT), q_f.to(DOT), q_g.to(DOT), q_o.to(DOT), OWN)
             dh_parts = product(w, x)
             if FLOAT32:
                 dh_parts = dh_parts * tl.reshape(inverse * inverse_s, (1, 1, BLOCK_B))
             write_words(exchange_ptr + (s + 1) % 2 * exchanged + parts, dh_parts, s)
+            if resets_ptr is not None:
+                dc = clear(cut, dc)
+                cut_before = cut
+                cut = cut_ahead
+            z_ptr = grad_gates_ptr
+            alive = mask
+            if offsets_ptr is None:
+                grad_gates_ptr -= step_z
+            else:
+                dc = choose(lane < count, dc, dc_after)
+                alive = mask & (row + sequence < count)
+                z_ptr += begin_row * (4 * H)
+            if grad_output_ptr is not None:
+                ahead = mask & (s + 1 < T)
+                if offsets_ptr is None:
+                    grad_ptr = grad_output_ptr
+                    grad_output_ptr -= step_h
+                else:
+                    ahead &= row + sequence < count_1
+                    grad_ptr = grad_output_ptr + begin_1 * (D * H)
+                grad = tl.load(grad_ptr + offs_h, mask=ahead, other=0.0)
+            if offsets_ptr is not None:
+                count_before = count
+                begin_row, count, begin_1, count_1 = begin_1, count_1, begin_2, count_2
+                begin_2, count_2 = step_rows(offsets_ptr, s + 3, T, 1 - reverse)
+            write_grad_gates(di, df, dg, do, z_ptr + offs_z, dtype, mask, alive, H, SLICED)
+    else:
+        if resets_ptr is None:
+            cut = None
         else:
-            x = order_gates(q_i.to(DOT), q_f.to(DOT), q_g.to(DOT), q_o.to(DOT), VEC)
-            dh = gates_product(w_if, w_go, x)
+            cut_1 = load_cuts(resets_ptr, offsets_ptr, 1, T, B, lane, 1 - reverse)
+        if AHEAD:
+            k_i, k_f, k_g, k_o, k_c, f, c = step_factors(
+                s_i, s_f, s_g, s_o, s_c, c, cut, dtype, BLOCK_H, BLOCK_B, FAST, EXACT
+            )
+            # After the last step the same again, which nobody uses.
+            steps_ptr -= (T > 1).to(tl.int32) * (5 * SAVED)
+            s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, SAVED)
+        BYTES: tl.constexpr = gates_bytes(BLOCK_H, BLOCK_B)
+        TABLE: tl.constexpr = largest_bytes(BLOCK_H, BLOCK_B) // 2
+        buffers = shared_memory((2 if EXACT else 1) * BYTES + 2 * TABLE)
+        tables = buffers + BYTES
+        if LAGGED:
+            declare_overflow()
+            given = tl.max(tl.maximum(tl.abs(dh), tl.abs(dc)), axis=0)[None, :]
+            scale, inverse_s = power_of_two(given * ROOM)
+        # The order in here is the compiler's hint: what nobody waits for stands below the exchange,
+        # under whose product it then takes place.
+        for s in range(0, T):
+            if not AHEAD:
+                k_i, k_f, k_g, k_o, k_c, f, c = step_factors(
+                    s_i, s_f, s_g, s_o, s_c, c, cut, dtype, BLOCK_H, BLOCK_B, FAST, EXACT
+                )
+            dh_after = dh
+            dc_after = dc
+            dc += k_c * dh
+            di = k_i * dc
+            df = k_f * dc
+            dg = k_g * dc
+            do = k_o * dh
+            dc = f * dc
+            if not AHEAD:
+                # Of the next step, already here: registers are too few to load two steps ahead.
+                steps_ptr -= (s + 1 < T).to(tl.int32) * (5 * SAVED)
+                s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, SAVED)
+                if grad_output_ptr is not None:
+                    ahead = mask & (s + 1 < T)
+                    if offsets_ptr is None:
+                        grad_ptr = grad_output_ptr
+                        grad_output_ptr -= step_h
+                    else:
+                        ahead &= row + sequence < count_1
+                        grad_ptr = grad_output_ptr + begin_1 * (D * H)
+                    grad = tl.load(grad_ptr + offs_h, mask=ahead, other=0.0)
+            q_i, q_f, q_g, q_o = di, df, dg, do
+            if LAGGED:
+                q_i, q_f, q_g, q_o = di * scale, df * scale, dg * scale, do * scale
+            elif FLOAT32:
+                q_i, q_f, q_g, q_o, inverse_s = gates_to_range(di, df, dg, do, SLICED)
             if EXACT:
-                rest = gates_product(w_if, w_go, order_gates(e_i, e_f, e_g, e_o, VEC))
-                dh += (rest + gates_product(r_if, r_go, x)) / REST
+                q_i, e_i = split(q_i)
+                q_f, e_f = split(q_f)
+                q_g, e_g = split(q_g)
+                q_o, e_o = split(q_o)
+            buffer = buffers + s % 2 * (BYTES // 2)
+            if EXACT:
+                write_gates(e_i, e_f, e_g, e_o, buffer + BYTES)
+            words = exchange(q_i.to(DOT), q_f.to(DOT), q_g.to(DOT), q_o.to(DOT), buffer)
+            alive = mask
+            if offsets_ptr is None:
+                z_ptr = grad_gates_ptr
+                grad_gates_ptr -= step_z
+            else:
+                alive = mask & (row + sequence < count)
+                z_ptr = grad_gates_ptr + begin_row * (4 * H)
+            write_grad_gates(di, df, dg, do, z_ptr + offs_z, dtype, mask, alive, H, SLICED)
+            dh = gates_product(w_if, w_go, words, BLOCK_H, BLOCK_B, DOT)
+            if EXACT:
+                rests = read_gates(e_i, e_f, e_g, e_o, buffer + BYTES)
+                rest = gates_product(w_if, w_go, rests, BLOCK_H, BLOCK_B, DOT)
+                rest += gates_product(r_if, r_go, again(words), BLOCK_H, BLOCK_B, DOT)
+                dh += rest / REST
+            if LAGGED:  # noqa: SIM102 (known when the kernel is compiled, the other when it runs)
+                if overflowed(dh) > 0:
+                    # In all warps, since each has a sum over all units of each sequence. Nobody
+                    # still reads the buffer: the largest number is found by way of a barrier.
+                    q_i, q_f, q_g, q_o, inverse_s = gates_to_range(di, df, dg, do, SLICED)
+                    words = exchange(q_i.to(DOT), q_f.to(DOT), q_g.to(DOT), q_o.to(DOT), buffer)
+                    dh = gates_product(w_if, w_go, words, BLOCK_H, BLOCK_B, DOT)
             if FLOAT32:
                 dh = dh * (inverse * inverse_s)
-        if resets_ptr is not None:
-            dc = clear(cut, dc)
-            if SLICED:
-                cut_before = cut
-            else:
-                dh = clear(cut, dh)
-            cut = cut_ahead
-        z_ptr = grad_gates_ptr
-        alive = mask
-        if offsets_ptr is None:
-            grad_gates_ptr -= step_z
-        else:
-            dh = choose(lane < count, dh, dh_after)
-            dc = choose(lane < count, dc, dc_after)
-            alive = mask & (row + sequence < count)
-            z_ptr += begin_row * (4 * H)
-        if grad_output_ptr is not None:
-            AHEAD: tl.constexpr = 1 if SLICED else 2
-            if not SLICED:
-                # Two steps ahead. The fence keeps its use here: any earlier it is not there yet.
+            if LAGGED:
+                # The next step's scale is of the step before this one, which all warps have written
+                # by now. The first two steps have that of the states' gradients.
+                largest = largest_gate(di, df, dg, do)
+                before = read_largest(largest, tables + (s + 1) % 2 * TABLE)
+                new_scale, new_inverse = power_of_two(before * ROOM)
+                scale = tl.where(s > 0, new_scale, scale)
+                inverse_s = tl.where(s > 0, new_inverse, inverse_s)
+                write_largest(largest, tables + s % 2 * TABLE)
+            if resets_ptr is not None:
+                dh, dc = clear(cut, dh), clear(cut, dc)
+                cut = cut_1
+                cut_1 = load_cuts(resets_ptr, offsets_ptr, s + 2, T, B, lane, 1 - reverse)
+            if offsets_ptr is not None:
+                dh = choose(lane < count, dh, dh_after)
+                dc = choose(lane < count, dc, dc_after)
+            if grad_output_ptr is not None:
+                # The fence keeps its use here: any earlier it is not there yet.
                 dh += to_tile(fence(grad), BLOCK_H, BLOCK_B, SLICED)
-            if offsets_ptr is None:
-                if not SLICED:
-                    grad_output_ptr -= step_h
-                grad = tl.load(grad_output_ptr + offs_h, mask=mask & (s + AHEAD < T), other=0.0)
-                if SLICED:
-                    grad_output_ptr -= step_h
-            elif SLICED:
-                ahead = mask & (row + sequence < count_1) & (s + 1 < T)
-                grad = tl.load(grad_output_ptr + begin_1 * (D * H) + offs_h, mask=ahead, other=0.0)
-            else:
-                ahead = mask & (row + sequence < count_2) & (s + 2 < T)
-                grad = tl.load(grad_output_ptr + begin_2 * (D * H) + offs_h, mask=ahead, other=0.0)
-        if offsets_ptr is not None:
-            count_before = count
-            begin_row, count, begin_1, count_1 = begin_1, count_1, begin_2, count_2
-            begin_2, count_2 = step_rows(offsets_ptr, s + 3, T, 1 - reverse)
-
-        tl.store(z_ptr + offs_z, from_tile(di, dtype, mask, SLICED), mask=alive)
-        tl.store(z_ptr + H + offs_z, from_tile(df, dtype, mask, SLICED), mask=alive)
-        tl.store(z_ptr + 2 * H + offs_z, from_tile(dg, dtype, mask, SLICED), mask=alive)
-        tl.store(z_ptr + 3 * H + offs_z, from_tile(do, dtype, mask, SLICED), mask=alive)
+            if AHEAD:
+                k_i, k_f, k_g, k_o, k_c, f, c = step_factors(
+                    s_i, s_f, s_g, s_o, s_c, c, cut, dtype, BLOCK_H, BLOCK_B, FAST, EXACT
+                )
+                if grad_output_ptr is not None:
+                    ahead = mask & (s + 2 < T)
+                    if offsets_ptr is None:
+                        grad_output_ptr -= step_h
+                        grad_ptr = grad_output_ptr
+                    else:
+                        ahead &= row + sequence < count_2
+                        grad_ptr = grad_output_ptr + begin_2 * (D * H)
+                    grad = tl.load(grad_ptr + offs_h, mask=ahead, other=0.0)
+            if offsets_ptr is not None:
+                begin_row, count, begin_1, count_1 = begin_1, count_1, begin_2, count_2
+                begin_2, count_2 = step_rows(offsets_ptr, s + 3, T, 1 - reverse)
+            if AHEAD:
+                steps_ptr -= (s + 2 < T).to(tl.int32) * (5 * SAVED)
+                s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, SAVED)
     if states_ptr is not None:
-        tl.store(states_ptr + offs_saved, pack(dh, tl.float32, SLICED))
-        tl.store(dc_ptr + offs_saved, pack(dc, tl.float32, SLICED))
+        tl.store(states_ptr + tl.arange(0, SIZE), pack(dh, tl.float32, SLICED))
+        tl.store(dc_ptr + tl.arange(0, SIZE), pack(dc, tl.float32, SLICED))
     if grad_h_0_ptr is not None:
         tl.store(grad_h_0_ptr + offs_state, from_tile(dh, dtype, mask, SLICED), mask=mask)
     if grad_c_0_ptr is not None:

@@ -64,7 +64,10 @@ def tanh(x, FAST: tl.constexpr, EXACT: tl.constexpr):
             y = (1.0 - e) * _rcp(1.0 + e)
         return tl.where(x < 0, -y, y)
     else:
-        return 2.0 * sigmoid(2.0 * x) - 1.0
+        if INTERPRETED:
+            return 2.0 * sigmoid(2.0 * x) - 1.0
+        else:
+            return 2.0 * _rcp(1.0 + _ex2((2 * _MINUS_LOG2_E) * x)) - 1.0
 
 
 @inline

@@ -20,7 +20,8 @@ def tile(hidden_size, batch, itemsize, interpreted=False, exact=False, block_b=8
     Returns: {"BLOCK_H", "BLOCK_K", "BLOCK_B", "PARTS", "VEC", "EXACT", "num_warps", "num_stages",
         "maxnreg"}.
     """
-    block_k = max(16, 1 << (hidden_size - 1).bit_length())
+    # Two warps at least: a lane reads h of eight neighbouring units at once (exchange.py).
+    block_k = max(32, 1 << (hidden_size - 1).bit_length())
     if block_k <= MAX_ONE_SLICE:
         # Layout: 16 units a warp, two a thread. Weights then take 128 registers at 128 units.
         block_h, num_warps, parts = block_k, block_k // 16, 1

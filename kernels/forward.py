@@ -5,50 +5,62 @@
 gates_ih, the product of the input, is known for all steps before the kernel starts. What is left is
 a chain: the product with W_hh, five activations and one exchange of h among the warps at every
 step, so the latency of one step bounds the kernel, not arithmetic or bandwidth. Everything else is
-kept off the chain: W_hh stays in registers and c with its cell for all T steps, gates_ih is read a
-step ahead, and nothing waits for what is written. Where W_hh is too large for one program, several
-share its units and exchange h through memory (slices.py).
+kept off the chain: W_hh stays in registers and c with its cell for all T steps, gates_ih is read
+and z summed ahead, and what is written is written under the product of the step after. Where W_hh
+is too large for one program, several share its units and exchange h through memory (slices.py).
 """
 
 import triton
 import triton.language as tl
 
 from .cell import cell_forward
+from .exchange import (
+    again,
+    own_units,
+    read_units,
+    shared_memory,
+    to_operand,
+    units_bytes,
+    write_units,
+)
 from .layout import (
     choose,
     clear,
-    four_blocks,
+    fence,
+    from_gates,
     from_tile,
-    gate_pair,
+    hide,
     inline,
     lanes,
     load_cuts,
     load_units,
     operand_indices,
-    order_units,
     pack,
+    pair_indices,
+    pairs_to_tile,
     pin,
     product,
+    rows_in_order,
     step_rows,
     tile_indices,
+    to_gates,
     to_operands,
     to_tile,
-    unit_pair,
     unpack,
     zeros_tile,
 )
 from .operand import REST, load_exact_weights, load_weights, split, to_range
-from .slices import h_offsets, launch, load_h, rows_in_order, slice_product, write_words
+from .slices import h_offsets, launch, load_h, slice_product, write_words
 
 
 @inline
-def load_gates(pointers, mask, H: tl.constexpr):
-    """i, f, g, o, which lie H apart, in memory order."""
+def load_gates(pointers, mask, GATE: tl.constexpr):
+    """i, f, g, o, which lie GATE apart, in memory order."""
     return (
-        tl.load(pointers, mask=mask, other=0.0),
-        tl.load(pointers + H, mask=mask, other=0.0),
-        tl.load(pointers + 2 * H, mask=mask, other=0.0),
-        tl.load(pointers + 3 * H, mask=mask, other=0.0),
+        tl.load(pointers, mask=mask, other=0),
+        tl.load(pointers + GATE, mask=mask, other=0),
+        tl.load(pointers + 2 * GATE, mask=mask, other=0),
+        tl.load(pointers + 3 * GATE, mask=mask, other=0),
     )
 
 
@@ -63,56 +75,64 @@ def load_bias(
 
 
 @inline
+def gate_tile(
+    x, dtype: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, SLICED: tl.constexpr
+):
+    """One of what `load_gates` gave, in dtype or two of dtype in a word, as a tile."""
+    if x.dtype == tl.int32:
+        return pairs_to_tile(x, BLOCK_H, BLOCK_B, dtype)
+    else:
+        return to_tile(x, BLOCK_H, BLOCK_B, SLICED)
+
+
+@inline
 def gate_tiles(
-    i, f, g, o, b_i, b_f, b_g, b_o, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr,
-    SLICED: tl.constexpr, FAST: tl.constexpr,
+    i, f, g, o, b_i, b_f, b_g, b_o, dtype: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_B: tl.constexpr, SLICED: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """What `load_gates` gave, as tiles, with biases if there are any; if FAST as the cell has them,
-    halved for i, f and o.
+    halved for i, f and o, which the biases are already.
     """
-    i = to_tile(i, BLOCK_H, BLOCK_B, SLICED)
-    f = to_tile(f, BLOCK_H, BLOCK_B, SLICED)
-    g = to_tile(g, BLOCK_H, BLOCK_B, SLICED)
-    o = to_tile(o, BLOCK_H, BLOCK_B, SLICED)
-    if b_i is not None:
-        i, f, g, o = i + b_i, f + b_f, g + b_g, o + b_o
+    i = gate_tile(i, dtype, BLOCK_H, BLOCK_B, SLICED)
+    f = gate_tile(f, dtype, BLOCK_H, BLOCK_B, SLICED)
+    g = gate_tile(g, dtype, BLOCK_H, BLOCK_B, SLICED)
+    o = gate_tile(o, dtype, BLOCK_H, BLOCK_B, SLICED)
     if FAST:
         i, f, o = 0.5 * i, 0.5 * f, 0.5 * o
+    if b_i is not None:
+        i, f, g, o = i + b_i, f + b_f, g + b_g, o + b_o
     return i, f, g, o
 
 
 @inline
-def gates_product(w_0, w_1, w_2, w_3, h, VEC: tl.constexpr):
-    """W_hh h: a tile for each gate."""
-    x = order_units(h, VEC)
-    i, f = gate_pair(product(w_0, x), product(w_2, x))
-    g, o = gate_pair(product(w_1, x), product(w_3, x))
-    return i, f, g, o
-
-
-@inline
-def add_gates_product(z_i, z_f, z_g, z_o, w_0, w_1, w_2, w_3, h, VEC: tl.constexpr):
-    """z + W_hh h. The tensor core begins with z, known before h, so the chain has no addition."""
-    x = order_units(h, VEC)
-    z_0, z_2 = unit_pair(z_i, z_f)
-    z_1, z_3 = unit_pair(z_g, z_o)
-    z_i, z_f = gate_pair(product(w_0, x, z_0), product(w_2, x, z_2))
-    z_g, z_o = gate_pair(product(w_1, x, z_1), product(w_3, x, z_3))
-    return z_i, z_f, z_g, z_o
-
-
-@inline
-def exact_product(w_0, w_1, w_2, w_3, r_0, r_1, r_2, r_3, h, VEC: tl.constexpr):
+def exact_product(
+    w, w_rest, words, rests, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, DOT: tl.constexpr
+):
     """W_hh h with the rests of both operands (operand.py)."""
+    d = product(w, to_operand(rests, BLOCK_H, BLOCK_B, DOT))
+    d += product(w_rest, to_operand(again(words), BLOCK_H, BLOCK_B, DOT))
+    return product(w, to_operand(words, BLOCK_H, BLOCK_B, DOT)) + d / REST
+
+
+@inline
+def exchange(h, buffers, t):
+    """h of all warps, of 16 bits, for `to_operand`. One barrier."""
+    buffers += t % 2 * (units_bytes(h.shape[0], h.shape[1]) // 2)
+    write_units(h, buffers)
+    tl.debug_barrier()
+    return read_units(h, buffers)
+
+
+@inline
+def exchange_exact(h, buffers, t):
+    """h of all warps and its rest (operand.py)."""
+    BYTES: tl.constexpr = units_bytes(h.shape[0], h.shape[1])
+    buffers += t % 2 * (BYTES // 2)
     h, rest = split(h)
-    i, f, g, o = gates_product(w_0, w_1, w_2, w_3, h, VEC)
-    a_i, a_f, a_g, a_o = gates_product(w_0, w_1, w_2, w_3, rest, VEC)
-    b_i, b_f, b_g, b_o = gates_product(r_0, r_1, r_2, r_3, h, VEC)
-    i += (a_i + b_i) / REST
-    f += (a_f + b_f) / REST
-    g += (a_g + b_g) / REST
-    o += (a_o + b_o) / REST
-    return i, f, g, o
+    write_units(h, buffers)
+    write_units(rest, buffers + BYTES)
+    tl.debug_barrier()
+    return read_units(h, buffers), read_units(rest, buffers + BYTES)
 
 
 @inline
@@ -137,19 +157,26 @@ def take_step(z_i, z_f, z_g, z_o, h_prev, c_prev, active, FAST: tl.constexpr, EX
 
 
 @inline
-def write_step(
-    i, f, g, o, h, c, output_ptr, steps_ptr, offs_h, mask, SIZE: tl.constexpr, SLICED: tl.constexpr
-):
-    """The output of a step, and what backward needs of it if that is saved."""
-    dtype: tl.constexpr = output_ptr.dtype.element_ty
-    tl.store(output_ptr + offs_h, from_tile(h, dtype, mask, SLICED), mask=mask)
-    if steps_ptr is not None:
-        offs = tl.arange(0, SIZE)
-        tl.store(steps_ptr + offs, pack(i, dtype, SLICED))
-        tl.store(steps_ptr + SIZE + offs, pack(f, dtype, SLICED))
-        tl.store(steps_ptr + 2 * SIZE + offs, pack(g, dtype, SLICED))
-        tl.store(steps_ptr + 3 * SIZE + offs, pack(o, dtype, SLICED))
-        tl.store(steps_ptr + 4 * SIZE + offs, pack(c, dtype, SLICED))
+def pack_step(i, f, g, o, c, dtype: tl.constexpr, SLICED: tl.constexpr):
+    """What backward needs of a step, to write."""
+    return (
+        pack(i, dtype, SLICED),
+        pack(f, dtype, SLICED),
+        pack(g, dtype, SLICED),
+        pack(o, dtype, SLICED),
+        pack(c, dtype, SLICED),
+    )
+
+
+@inline
+def save_step(i, f, g, o, c, steps_ptr, SIZE: tl.constexpr):
+    """Write what `pack_step` gave."""
+    offs = tl.arange(0, SIZE)
+    tl.store(steps_ptr + offs, i)
+    tl.store(steps_ptr + SIZE + offs, f)
+    tl.store(steps_ptr + 2 * SIZE + offs, g)
+    tl.store(steps_ptr + 3 * SIZE + offs, o)
+    tl.store(steps_ptr + 4 * SIZE + offs, c)
 
 
 @triton.constexpr_function
@@ -221,9 +248,17 @@ def lstm_forward_kernel(
     FAST: tl.constexpr = not FLOAT32
     SIZE: tl.constexpr = BLOCK_H * BLOCK_B
     SLICED: tl.constexpr = BLOCK_K > BLOCK_H
+    SAVED: tl.constexpr = steps_ptr is not None
+    # z is made a step ahead. Of float32, whose registers are too few for it, while h is multiplied.
+    AHEAD: tl.constexpr = FAST
     S: tl.constexpr = (H + BLOCK_H - 1) // BLOCK_H
-    OWN: tl.constexpr = 8 if SLICED else max(VEC, 2)
+    OWN: tl.constexpr = 8 if SLICED else own_units(BLOCK_H)
     NUM_WARPS: tl.constexpr = PARTS if SLICED else BLOCK_H // 16
+    # Two neighbouring numbers of 16 bits at once, where rows of H are aligned so.
+    PAIRS: tl.constexpr = not FLOAT32 and not SLICED and H % 2 == 0
+    GATE: tl.constexpr = H // 2 if PAIRS else H
+    if PAIRS:
+        gates_ih_ptr = gates_ih_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
     tile = tl.program_id(0).to(tl.int64)
     first = 0
     last = T
@@ -243,9 +278,9 @@ def lstm_forward_kernel(
     row = tile * BLOCK_B
     state = (layer.to(tl.int64) * D * B + row) * H
     saved = tile
-    step_z = B.to(tl.int64) * (4 * H)
+    step_z = B.to(tl.int64) * (4 * GATE)
     step_h = B.to(tl.int64) * (D * H)
-    gates_ih_ptr += row * (4 * H)
+    gates_ih_ptr += row * (4 * GATE)
     output_ptr += row * (D * H)
     reverse = 0
     if D == 2:
@@ -260,7 +295,7 @@ def lstm_forward_kernel(
             gates_ih_ptr += reverse * (2 * T - 1) * step_z
             output_ptr += reverse * (T - 1) * step_h
         else:
-            gates_ih_ptr += reverse * tl.load(offsets_ptr + T) * (4 * H)
+            gates_ih_ptr += reverse * tl.load(offsets_ptr + T) * (4 * GATE)
         state += reverse * B * H
         saved += reverse * tiles
         step_z *= 1 - 2 * reverse
@@ -278,17 +313,12 @@ def lstm_forward_kernel(
     weights = weight_hh_ptr + (gate * H + unit) * H + k
     if EXACT:
         w, w_rest, inverse = load_exact_weights(weights, (unit < H) & (k < H))
-        w_rest = to_operands(pin(w_rest), NUM_WARPS, BLOCK_K // PARTS, VEC, OWN, 1, 4)
-        r_0, r_1, r_2, r_3 = four_blocks(w_rest)
+        w_rest = to_operands(pin(w_rest), NUM_WARPS, BLOCK_K // PARTS, VEC, OWN, 1, 4, 4)
+        w_rest = rows_in_order(w_rest)
     else:
         w, inverse = load_weights(weights, (unit < H) & (k < H), halved, DOT)
     # h from memory is put together by joins, which make kWidth 4 (Triton 3.6, 3.8).
-    RUN: tl.constexpr = 4 if SLICED else 2
-    w = to_operands(pin(w), NUM_WARPS, BLOCK_K // PARTS, VEC, OWN, 1, 4, RUN)
-    if SLICED:
-        w = rows_in_order(w)
-    else:
-        w_0, w_1, w_2, w_3 = four_blocks(w)
+    w = rows_in_order(to_operands(pin(w), NUM_WARPS, BLOCK_K // PARTS, VEC, OWN, 1, 4, 4))
 
     unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H, SLICED)
     if SLICED:
@@ -301,9 +331,14 @@ def lstm_forward_kernel(
             gates_ih_ptr += first * step_z
             output_ptr += first * step_h
     mask = (tile * BLOCK_B + sequence < B) & (unit < H)
+    if PAIRS:
+        unit_z, sequence_z = pair_indices(BLOCK_H, BLOCK_B)
+        offs_z = sequence_z * (4 * GATE) + unit_z // 2
+        mask_z = (row + sequence_z < B) & (unit_z < H)
+    else:
+        sequence_z, offs_z, mask_z = sequence, sequence * (4 * H) + unit, mask
     lane = row + lanes(BLOCK_B, SLICED)
     offs_h = sequence * (D * H) + unit
-    offs_z = sequence * (4 * H) + unit
     offs_state = state + sequence * H + unit
     b_i, b_f, b_g, b_o = None, None, None, None
     if bias_ih_ptr is not None:
@@ -312,6 +347,8 @@ def lstm_forward_kernel(
         b_f = load_bias(bias_ih_ptr, bias_hh_ptr, 1, first_unit, H, BLOCK_H, SLICED)
         b_g = load_bias(bias_ih_ptr, bias_hh_ptr, 2, first_unit, H, BLOCK_H, SLICED)
         b_o = load_bias(bias_ih_ptr, bias_hh_ptr, 3, first_unit, H, BLOCK_H, SLICED)
+        if FAST:
+            b_i, b_f, b_o = 0.5 * b_i, 0.5 * b_f, 0.5 * b_o
     h = zeros_tile(BLOCK_H, BLOCK_B, SLICED)
     c = zeros_tile(BLOCK_H, BLOCK_B, SLICED)
     if c_0_ptr is not None:
@@ -321,8 +358,8 @@ def lstm_forward_kernel(
         states_ptr += saved * SIZE
         c_ptr = states_ptr + tiles.to(tl.int64) * (D * S * SIZE)
         if first > 0:
-            h = unpack(tl.load(states_ptr + tl.arange(0, SIZE)), BLOCK_H, BLOCK_B, SLICED)
-            c = unpack(tl.load(c_ptr + tl.arange(0, SIZE)), BLOCK_H, BLOCK_B, SLICED)
+            h = unpack(tl.load(states_ptr + tl.arange(0, SIZE)), BLOCK_H, BLOCK_B, SLICED, dtype)
+            c = unpack(tl.load(c_ptr + tl.arange(0, SIZE)), BLOCK_H, BLOCK_B, SLICED, dtype)
     if steps_ptr is not None:
         steps_ptr += saved * (1 + 5 * T.to(tl.int64)) * SIZE
         # Later the launch before has written it, and may have passed on zeros instead.
@@ -331,93 +368,183 @@ def lstm_forward_kernel(
         steps_ptr += SIZE
         if SLICED:
             steps_ptr += first.to(tl.int64) * (5 * SIZE)
-    if offsets_ptr is None:
-        x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask, H)
-    else:
-        begin_row, count = step_rows(offsets_ptr, first, T, reverse)
-        begin_1, count_1 = step_rows(offsets_ptr, first + 1, T, reverse)
-        now = mask & (row + sequence < count)
-        x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + begin_row * (4 * H) + offs_z, now, H)
-
-    if h_0_ptr is not None:
-        # h_0 alone may be above 1, even infinite: its product needs a scale of its own, and has
-        # infinity times zero, a NaN, in the units above H, which must not reach the others.
-        h = to_tile(tl.load(h_0_ptr + offs_state, mask=mask, other=0.0), BLOCK_H, BLOCK_B, SLICED)
-        if FLOAT32:
-            h, inverse_h = to_range(h)
-        if EXACT:
-            d_i, d_f, d_g, d_o = exact_product(w_0, w_1, w_2, w_3, r_0, r_1, r_2, r_3, h, VEC)
-        else:
-            d_i, d_f, d_g, d_o = gates_product(w_0, w_1, w_2, w_3, h.to(DOT), VEC)
-        if FLOAT32:
-            d_i, d_f = d_i * inverse * inverse_h, d_f * inverse * inverse_h
-            d_g, d_o = d_g * inverse * inverse_h, d_o * inverse * inverse_h
-        z_i, z_f, z_g, z_o = gate_tiles(
-            x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, BLOCK_H, BLOCK_B, SLICED, FAST
-        )
-        z_i, z_f = z_i + only(d_i, mask), z_f + only(d_f, mask)
-        z_g, z_o = z_g + only(d_g, mask), z_o + only(d_o, mask)
-        i, f, g, o, h, c = take_step(z_i, z_f, z_g, z_o, h, c, None, FAST, EXACT)
-        write_step(i, f, g, o, h, c, output_ptr, steps_ptr, offs_h, mask, SIZE, SLICED)
-        if resets_ptr is not None:
-            cut = load_cuts(resets_ptr, offsets_ptr, 0, T, B, lane, reverse)
-            h, c = clear(cut, h), clear(cut, c)
-        first = 1
-        gates_ih_ptr += step_z
-        output_ptr += step_h
-        if steps_ptr is not None:
-            steps_ptr += 5 * SIZE
-        x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask & (T > 1), H)
-
-    for t in range(first, last):
-        z_i, z_f, z_g, z_o = gate_tiles(
-            x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, BLOCK_H, BLOCK_B, SLICED, FAST
-        )
-        if resets_ptr is not None:
-            cut = load_cuts(resets_ptr, offsets_ptr, t, T, B, lane, reverse)
+    if SLICED:
         if offsets_ptr is None:
-            gates_ih_ptr += step_z
-            x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask & (t + 1 < last), H)
-            out_ptr = output_ptr
-            alive = mask
-            active = None
+            x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask, H)
         else:
-            active = lane < count
-            alive = mask & (row + sequence < count)
-            out_ptr = output_ptr + begin_row * (D * H)
-            ahead = mask & (row + sequence < count_1) & (t + 1 < last)
-            x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + begin_1 * (4 * H) + offs_z, ahead, H)
-            begin_row, count = begin_1, count_1
-            begin_1, count_1 = step_rows(offsets_ptr, t + 2, T, reverse)
-        if SLICED:
+            begin_row, count = step_rows(offsets_ptr, first, T, reverse)
+            begin_1, count_1 = step_rows(offsets_ptr, first + 1, T, reverse)
+            now = mask & (row + sequence < count)
+            x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + begin_row * (4 * H) + offs_z, now, H)
+        for t in range(first, last):
+            z_i, z_f, z_g, z_o = gate_tiles(
+                x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, dtype, BLOCK_H, BLOCK_B, SLICED, FAST
+            )
+            if resets_ptr is not None:
+                cut = load_cuts(resets_ptr, offsets_ptr, t, T, B, lane, reverse)
+            if offsets_ptr is None:
+                gates_ih_ptr += step_z
+                x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask & (t + 1 < last), H)
+                out_ptr = output_ptr
+                alive = mask
+                active = None
+            else:
+                active = lane < count
+                alive = mask & (row + sequence < count)
+                out_ptr = output_ptr + begin_row * (D * H)
+                ahead = mask & (row + sequence < count_1) & (t + 1 < last)
+                x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + begin_1 * (4 * H) + offs_z, ahead, H)
+                begin_row, count = begin_1, count_1
+                begin_1, count_1 = step_rows(offsets_ptr, t + 2, T, reverse)
             h_all = load_h(
                 exchange_ptr + t % 2 * exchanged, t, S, BLOCK_K, PARTS, BLOCK_B, DOT,
                 states_ptr is None,
             )  # fmt: skip
             d_i, d_f, d_g, d_o = slice_product(w, h_all)
-        elif EXACT:
-            d_i, d_f, d_g, d_o = exact_product(w_0, w_1, w_2, w_3, r_0, r_1, r_2, r_3, h, VEC)
-        elif FLOAT32:
-            d_i, d_f, d_g, d_o = gates_product(w_0, w_1, w_2, w_3, h.to(DOT), VEC)
-        else:
-            z_i, z_f, z_g, z_o = add_gates_product(
-                z_i, z_f, z_g, z_o, w_0, w_1, w_2, w_3, h.to(DOT), VEC
-            )
-        if FLOAT32:
-            d_i, d_f, d_g, d_o = d_i * inverse, d_f * inverse, d_g * inverse, d_o * inverse
-        if FLOAT32 or SLICED:
+            if FLOAT32:
+                d_i, d_f, d_g, d_o = d_i * inverse, d_f * inverse, d_g * inverse, d_o * inverse
             z_i, z_f, z_g, z_o = z_i + d_i, z_f + d_f, z_g + d_g, z_o + d_o
-        i, f, g, o, h, c = take_step(z_i, z_f, z_g, z_o, h, c, active, FAST, EXACT)
-        h_t, c_t = h, c
-        if resets_ptr is not None:
-            h, c = clear(cut, h), clear(cut, c)
-        if SLICED:
+            i, f, g, o, h, c = take_step(z_i, z_f, z_g, z_o, h, c, active, FAST, EXACT)
+            p_h = from_tile(h, dtype, mask, SLICED)
+            if SAVED:
+                p_i, p_f, p_g, p_o, p_c = pack_step(i, f, g, o, c, dtype, SLICED)
+            if resets_ptr is not None:
+                h, c = clear(cut, h), clear(cut, c)
             write_words(exchange_ptr + (t + 1) % 2 * exchanged + offs_x, h, t)
-        write_step(i, f, g, o, h_t, c_t, out_ptr, steps_ptr, offs_h, alive, SIZE, SLICED)
+            tl.store(out_ptr + offs_h, p_h, mask=alive)
+            if offsets_ptr is None:
+                output_ptr += step_h
+            if SAVED:
+                save_step(p_i, p_f, p_g, p_o, p_c, steps_ptr, SIZE)
+                steps_ptr += 5 * SIZE
+    else:
+        # The first step, whose product is of h_0 alone
+        active = None
+        alive = mask
         if offsets_ptr is None:
-            output_ptr += step_h
-        if steps_ptr is not None:
-            steps_ptr += 5 * SIZE
+            x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask_z, GATE)
+            gates_ih_ptr += step_z
+            out_ptr = output_ptr
+        else:
+            begin_0, count_0 = step_rows(offsets_ptr, 0, T, reverse)
+            begin_1, count_1 = step_rows(offsets_ptr, 1, T, reverse)
+            begin_2, count_2 = step_rows(offsets_ptr, 2, T, reverse)
+            now = mask_z & (row + sequence_z < count_0)
+            x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + begin_0 * (4 * GATE) + offs_z, now, GATE)
+            active = lane < count_0
+            alive = mask & (row + sequence < count_0)
+            out_ptr = output_ptr + begin_0 * (D * H)
+            begin_0, count_0, begin_1, count_1 = begin_1, count_1, begin_2, count_2
+            begin_2, count_2 = step_rows(offsets_ptr, 3, T, reverse)
+        z_i, z_f, z_g, z_o = gate_tiles(
+            x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, dtype, BLOCK_H, BLOCK_B, SLICED, FAST
+        )
+        buffers = shared_memory((2 if EXACT else 1) * units_bytes(BLOCK_H, BLOCK_B))
+        if h_0_ptr is not None:
+            # h_0 alone may be above 1, even infinite: its product needs a scale of its own, and has
+            # infinity times zero, a NaN, in the units above H, which must not reach the others.
+            h = tl.load(h_0_ptr + offs_state, mask=mask, other=0.0)
+            h = to_tile(h, BLOCK_H, BLOCK_B, SLICED)
+            if FLOAT32:
+                h, inverse_h = to_range(h)
+            if EXACT:
+                words, rests = exchange_exact(h, buffers, 0)
+                d = exact_product(w, w_rest, words, rests, BLOCK_H, BLOCK_B, DOT)
+            else:
+                words = exchange(h.to(DOT), buffers, 0)
+                d = product(w, to_operand(words, BLOCK_H, BLOCK_B, DOT))
+            d_i, d_f, d_g, d_o = to_gates(d)
+            if FLOAT32:
+                d_i, d_f = d_i * inverse * inverse_h, d_f * inverse * inverse_h
+                d_g, d_o = d_g * inverse * inverse_h, d_o * inverse * inverse_h
+            z_i, z_f = z_i + only(d_i, mask), z_f + only(d_f, mask)
+            z_g, z_o = z_g + only(d_g, mask), z_o + only(d_o, mask)
+        i, f, g, o, h, c = take_step(z_i, z_f, z_g, z_o, h, c, active, FAST, EXACT)
+        p_h = from_tile(h, dtype, mask, SLICED)
+        if SAVED:
+            p_i, p_f, p_g, p_o, p_c = pack_step(i, f, g, o, c, dtype, SLICED)
+        if resets_ptr is not None:
+            cut = load_cuts(resets_ptr, offsets_ptr, 0, T, B, lane, reverse)
+            h, c = clear(cut, h), clear(cut, c)
+        z_ptr = gates_ih_ptr
+        now = mask_z & (T > 1)
+        if offsets_ptr is not None:
+            z_ptr += begin_0 * (4 * GATE)
+            now &= row + sequence_z < count_0
+        x_i, x_f, x_g, x_o = load_gates(z_ptr + offs_z, now, GATE)
+        if AHEAD:
+            z_i, z_f, z_g, z_o = gate_tiles(
+                x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, dtype, BLOCK_H, BLOCK_B, SLICED, FAST
+            )
+            now = mask_z & (T > 2)
+            if offsets_ptr is None:
+                gates_ih_ptr += step_z
+                z_ptr = gates_ih_ptr
+            else:
+                z_ptr = gates_ih_ptr + begin_1 * (4 * GATE)
+                now &= row + sequence_z < count_1
+            x_i, x_f, x_g, x_o = load_gates(z_ptr + offs_z, now, GATE)
+        if EXACT:
+            words, rests = exchange_exact(h, buffers, 1)
+        else:
+            words = exchange(h.to(DOT), buffers, 1)
+
+        # The order in here is the compiler's hint: what nobody waits for stands below the product,
+        # under which it then takes place, and the exchange stands last, as close to h as it gets.
+        for t in range(1, T):
+            if resets_ptr is not None:
+                cut = load_cuts(resets_ptr, offsets_ptr, t, T, B, lane, reverse)
+            if AHEAD:
+                # The tensor core begins with z, known before h, so the chain has no addition.
+                d = from_gates(z_i, z_f, z_g, z_o)
+                d = product(w, to_operand(words, BLOCK_H, BLOCK_B, DOT), d)
+                z_i, z_f, z_g, z_o = to_gates(d)
+            elif EXACT:
+                d = exact_product(w, w_rest, words, rests, BLOCK_H, BLOCK_B, DOT)
+            else:
+                d = product(w, to_operand(words, BLOCK_H, BLOCK_B, DOT))
+            n_i, n_f, n_g, n_o = gate_tiles(
+                x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, dtype, BLOCK_H, BLOCK_B, SLICED, FAST
+            )
+            if not AHEAD:
+                d_i, d_f, d_g, d_o = to_gates(d)
+                z_i, z_f = n_i + d_i * inverse, n_f + d_f * inverse
+                z_g, z_o = n_g + d_g * inverse, n_o + d_o * inverse
+            # Of the step before
+            tl.store(out_ptr + offs_h, p_h, mask=alive)
+            if SAVED:
+                save_step(p_i, p_f, p_g, p_o, p_c, steps_ptr, SIZE)
+                steps_ptr += 5 * SIZE
+            now = mask_z & (t + 1 + AHEAD < T)
+            if offsets_ptr is None:
+                gates_ih_ptr += step_z
+                z_ptr = gates_ih_ptr
+                out_ptr += step_h
+            else:
+                active = lane < count_0
+                alive = mask & (row + sequence < count_0)
+                out_ptr = output_ptr + begin_0 * (D * H)
+                z_ptr = gates_ih_ptr + (begin_2 if AHEAD else begin_1) * (4 * GATE)
+                now &= row + sequence_z < (count_2 if AHEAD else count_1)
+                begin_0, count_0, begin_1, count_1 = begin_1, count_1, begin_2, count_2
+                begin_2, count_2 = step_rows(offsets_ptr, t + 3, T, reverse)
+            x_i, x_f, x_g, x_o = load_gates(z_ptr + offs_z, now, GATE)
+            i, f, g, o, h, c = take_step(z_i, z_f, z_g, z_o, h, c, active, FAST, EXACT)
+            p_h = from_tile(h, dtype, mask, SLICED)
+            if SAVED:
+                p_i, p_f, p_g, p_o, p_c = pack_step(i, f, g, o, c, dtype, SLICED)
+            if resets_ptr is not None:
+                h, c = clear(cut, h), clear(cut, c)
+            if AHEAD:
+                # Fenced, or the compiler makes the sums only where they are used.
+                z_i, z_f, z_g, z_o = fence(n_i), fence(n_f), fence(n_g), fence(n_o)
+            if EXACT:
+                words, rests = exchange_exact(h, buffers, t + 1)
+            else:
+                words = exchange(h.to(DOT), buffers, t + 1)
+        tl.store(hide(out_ptr) + offs_h, p_h, mask=alive)
+        if SAVED:
+            save_step(p_i, p_f, p_g, p_o, p_c, hide(steps_ptr), SIZE)
     tl.store(h_n_ptr + offs_state, from_tile(h, dtype, mask, SLICED), mask=mask)
     tl.store(c_n_ptr + offs_state, from_tile(c, dtype, mask, SLICED), mask=mask)
     if states_ptr is not None:

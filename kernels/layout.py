@@ -24,16 +24,16 @@ BLOCK_H) tensor as memory has it, at most two numbers a thread, and the function
 SLICED change nothing but the dtype.
 
 Wherever two of these orders differ in the eyes of Triton's compiler it converts through shared
-memory, at two barriers each. Four habits keep it from that; tests/kernels/test_static.py notices
-when one stops working.
+memory, at two barriers each. Four habits keep it from that, and exchange.py does itself the one
+exchange that a step needs; tests/kernels/test_static.py notices when one stops working.
   - Tensors shared with torch are read and written as 2-D arrays whose coalesced layout is the
     tile's (`tile_indices`), tensors that only our kernels read as 1-D arrays (`pack`): where both
     have the same shape, the compiler gives both the wider access and converts one.
   - Weights are read as a 1-D array in operand order (`operand_indices`), computed with constant
     divisors only, or the compiler no longer sees which ones are neighbours.
   - `pin` hides from the compiler that the weights come from memory, or it reads them again at
-    every step; `fence` hides from it how x was put together, or Triton 3.6 chooses another order
-    of K and shuffles all weights at every step.
+    every step; `fence` hides from it how x of slices was put together, or Triton 3.6 chooses
+    another order of K and shuffles all weights at every step.
   - The product has a batch dimension, one batch a warp. Such a product is mma.sync on every card;
     a plain one becomes wgmma or tcgen05 on newer ones, whose 64 or 128 rows an instruction would
     put the weights in shared memory.
@@ -89,6 +89,37 @@ def to_tile(x, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, SLICED: tl.constexp
 
 
 @inline
+def pair_indices(BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
+    """First unit and sequence of a tile's pairs of units, one word each: (BLOCK_B BLOCK_H / 2,),
+    j p w r c.
+    """
+    i = tl.arange(0, BLOCK_B * BLOCK_H // 2)
+    jp = i // (2 * BLOCK_H)
+    return i // 4 % (BLOCK_H // 2) * 2, jp // 2 * 8 + i % 4 * 2 + jp % 2
+
+
+@inline
+def pairs_to_tile(x, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, dtype: tl.constexpr):
+    """Words of two numbers of dtype, as `pair_indices` has them, to a float32 tile."""
+    x = tl.reshape(x, (BLOCK_B // 8, 2, BLOCK_H // 2, 4))  # j p wr c
+    return _halves(tl.reshape(tl.permute(x, (2, 0, 3, 1)), (BLOCK_H // 2, BLOCK_B)), dtype)
+
+
+@inline
+def _halves(x, dtype: tl.constexpr):
+    """Words of two units' numbers, (BLOCK_H / 2, BLOCK_B), to a float32 tile."""
+    if dtype == tl.bfloat16:
+        # The upper half of a float32. By way of 16 bits the second number would take two steps.
+        x_0 = (x << 16).to(tl.float32, bitcast=True)
+        x_1 = (x & -65536).to(tl.float32, bitcast=True)
+    else:
+        x_0 = x.to(tl.int16).to(dtype, bitcast=True).to(tl.float32)
+        x_1 = (x >> 16).to(tl.int16).to(dtype, bitcast=True).to(tl.float32)
+    x = tl.permute(tl.join(x_0, x_1), (0, 2, 1))
+    return tl.reshape(x, (2 * x.shape[0], x.shape[2]))
+
+
+@inline
 def from_tile(x, dtype: tl.constexpr, mask, SLICED: tl.constexpr):
     """A tile to memory order, which is that of mask, in dtype."""
     if SLICED:
@@ -118,10 +149,17 @@ def pack(x, dtype: tl.constexpr, SLICED: tl.constexpr):
 
 
 @inline
-def unpack(x, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, SLICED: tl.constexpr):
-    """Private order to a float32 tile."""
+def unpack(
+    x, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, SLICED: tl.constexpr, dtype: tl.constexpr
+):
+    """Private order, of dtype or words of two of dtype, to a float32 tile."""
     if SLICED:
         return tl.reshape(x, (BLOCK_B, BLOCK_H)).to(tl.float32)
+    elif x.dtype == tl.int32:
+        RUN: tl.constexpr = min(BLOCK_B // 4, 4)
+        x = tl.permute(tl.reshape(x, (BLOCK_B // 4 // RUN, 2 * BLOCK_H, RUN)), (1, 0, 2))
+        x = tl.reshape(x, (BLOCK_H // 2, 4, BLOCK_B // 8, 2))  # wr c j p
+        return _halves(tl.reshape(tl.permute(x, (0, 2, 1, 3)), (BLOCK_H // 2, BLOCK_B)), dtype)
     else:
         RUN: tl.constexpr = min(BLOCK_B // 2, 128 // x.dtype.primitive_bitwidth)
         x = tl.permute(tl.reshape(x, (BLOCK_B // 2 // RUN, 2 * BLOCK_H, RUN)), (1, 0, 2))
@@ -193,12 +231,10 @@ def to_operands(
 
 
 @inline
-def four_blocks(w):
-    """The matrices of `to_operands`, if there are four."""
-    w_02, w_13 = tl.reshape(w, (w.shape[0], w.shape[1], w.shape[2], 2, 2)).split()
-    w_0, w_2 = w_02.split()
-    w_1, w_3 = w_13.split()
-    return w_0, w_1, w_2, w_3
+def rows_in_order(w):
+    """`to_operands`' blocks one below the other: (num_warps, 16 blocks, columns)."""
+    w = tl.permute(w, (0, 3, 1, 2))
+    return tl.reshape(w, (w.shape[0], w.shape[1] * w.shape[2], w.shape[3]))
 
 
 @inline
@@ -279,42 +315,27 @@ def choose(flags, x, y):
 
 
 @inline
-def order_units(h, VEC: tl.constexpr):
-    """Operand B of the forward product: a tile, its units in the order of the weights' columns."""
+def order_units(h, OWN: tl.constexpr):
+    """A tile, its units in the order of `to_operands`' columns."""
     BLOCK_H: tl.constexpr = h.shape[0]
     BLOCK_B: tl.constexpr = h.shape[1]
-    OWN: tl.constexpr = max(VEC, 2)
-    x = tl.reshape(h, (BLOCK_H // (4 * OWN), 4, OWN // 2, 2, BLOCK_B))  # rest c v e b
+    x = tl.reshape(h, (BLOCK_H // (4 * OWN), 4, OWN // 4, 4, BLOCK_B))  # rest c v e b
     return tl.reshape(tl.permute(x, (0, 2, 1, 3, 4)), (BLOCK_H, BLOCK_B))
 
 
 @inline
-def order_gates(di, df, dg, do, VEC: tl.constexpr):
-    """Operand B of the backward product: four tiles as one (2 BLOCK_H, 2 BLOCK_B).
-
-    Rows: units times the gates of a pair, (i, f) or (g, o). Columns: pair, sequence. The sum over
-    all gates and units is then two independent chains, each with half of the weights. What a
-    thread gives and what it gets share three register bits, the gate and unit % 2, which makes the
-    exchange two 16-byte stores and 16-byte loads of whole operands. The joins go from the slowest
-    of these bits to the fastest.
+def order_gates(di, df):
+    """The tiles of a pair of gates, (i, f) or (g, o), as one (2 BLOCK_H, BLOCK_B), units times
+    gates in the order of `to_operands`' columns.
     """
     BLOCK_H: tl.constexpr = di.shape[0]
     BLOCK_B: tl.constexpr = di.shape[1]
-    OWN: tl.constexpr = max(VEC, 2)
-    i_0, i_1 = _units(di)
-    f_0, f_1 = _units(df)
-    g_0, g_1 = _units(dg)
-    o_0, o_1 = _units(do)
-    x_0 = tl.join(tl.join(i_0, g_0), tl.join(f_0, o_0))
-    x_1 = tl.join(tl.join(i_1, g_1), tl.join(f_1, o_1))
-    # The dimensions: rest, c, v; b; pair, gate of the pair; q
-    x = tl.reshape(tl.join(x_0, x_1), (BLOCK_H // (4 * OWN), 4, OWN // 2, BLOCK_B, 2, 2, 2))
-    x = tl.permute(x, (0, 2, 5, 1, 6, 4, 3))
-    return fence(tl.reshape(x, (2 * BLOCK_H, 2 * BLOCK_B)))
+    x = tl.reshape(tl.join(di, df), (BLOCK_H // 32, 4, 2, 4, BLOCK_B, 2))  # rest c v e b gate
+    return tl.reshape(tl.permute(x, (0, 2, 5, 1, 3, 4)), (2 * BLOCK_H, BLOCK_B))
 
 
 @inline
-def _units(x):
+def split_units(x):
     """A tile's units of even and of odd number."""
     BLOCK_H: tl.constexpr = x.shape[0]
     BLOCK_B: tl.constexpr = x.shape[1]
@@ -331,7 +352,7 @@ def product(w, x, z=None):
         if INTERPRETED:
             return tl.dot(w.to(tl.float32), x.to(tl.float32), input_precision="ieee")
         else:
-            return tl.dot(w, x)
+            return tl.dot(w, x, z)
     elif INTERPRETED:
         ROWS: tl.constexpr = w.shape[1]
         w = tl.reshape(w, (w.shape[0] * ROWS, w.shape[2])).to(tl.float32)
@@ -343,34 +364,35 @@ def product(w, x, z=None):
 
 
 @inline
-def gate_pair(d_0, d_1):
-    """Products of a pair of gates, of the even and of the odd units, to a tile for each gate."""
-    NUM_WARPS: tl.constexpr = d_0.shape[0]
-    BLOCK_B: tl.constexpr = d_0.shape[2]
-    d = tl.reshape(tl.join(d_0, d_1), (NUM_WARPS, 2, 8, BLOCK_B, 2))  # w gate r b q
-    d = tl.permute(d, (0, 2, 4, 3, 1))
-    return tl.reshape(d, (16 * NUM_WARPS, BLOCK_B, 2)).split()
+def to_gates(d):
+    """A product of all gates, (num_warps, 64, BLOCK_B), to a tile for each gate."""
+    NUM_WARPS: tl.constexpr = d.shape[0]
+    BLOCK_B: tl.constexpr = d.shape[2]
+    d = tl.reshape(d, (NUM_WARPS, 2, 2, 2, 8, BLOCK_B))  # w q pair gate r b
+    d = tl.reshape(tl.permute(d, (0, 4, 1, 5, 2, 3)), (16 * NUM_WARPS, BLOCK_B, 2, 2))
+    i_g, f_o = d.split()
+    i, g = i_g.split()
+    f, o = f_o.split()
+    return i, f, g, o
 
 
 @inline
-def unit_pair(i, f):
-    """The inverse of `gate_pair`: a tile for each gate of a pair, to what products add to."""
+def from_gates(i, f, g, o):
+    """The inverse of `to_gates`: what a product of all gates adds to."""
     NUM_WARPS: tl.constexpr = i.shape[0] // 16
     BLOCK_B: tl.constexpr = i.shape[1]
-    d = tl.reshape(tl.join(i, f), (NUM_WARPS, 8, 2, BLOCK_B, 2))  # w r q b gate
-    d = tl.permute(d, (0, 4, 1, 3, 2))
-    return tl.reshape(d, (NUM_WARPS, 16, BLOCK_B, 2)).split()
+    d = tl.join(tl.join(i, g), tl.join(f, o))
+    d = tl.permute(tl.reshape(d, (NUM_WARPS, 8, 2, BLOCK_B, 2, 2)), (0, 2, 4, 5, 1, 3))
+    return tl.reshape(d, (NUM_WARPS, 64, BLOCK_B))
 
 
 @inline
-def column_pair(d):
-    """The tiles in the two halves of a product's columns. Where only one is used, ptxas drops the
-    multiplications of the other.
-    """
+def to_units(d):
+    """A product of units, (num_warps, 16, BLOCK_B), to a tile."""
     NUM_WARPS: tl.constexpr = d.shape[0]
-    BLOCK_B: tl.constexpr = d.shape[2] // 2
-    d = tl.reshape(d, (NUM_WARPS, 2, 8, 2, BLOCK_B))  # w q r pair b
-    return tl.reshape(tl.permute(d, (0, 2, 1, 4, 3)), (16 * NUM_WARPS, BLOCK_B, 2)).split()
+    BLOCK_B: tl.constexpr = d.shape[2]
+    d = tl.reshape(d, (NUM_WARPS, 2, 8, BLOCK_B))  # w q r b
+    return tl.reshape(tl.permute(d, (0, 2, 1, 3)), (16 * NUM_WARPS, BLOCK_B))
 
 
 @inline
@@ -393,6 +415,22 @@ def fence(x):
     else:
         pack: tl.constexpr = 32 // x.dtype.primitive_bitwidth
         return tl.inline_asm_elementwise("", "=r,0", [x], dtype=x.dtype, is_pure=False, pack=pack)
+
+
+@inline
+def hide(pointer):
+    """The same pointer, but of an origin the compiler cannot see. No instruction.
+
+    For what is written after a loop where the loop writes, too: seen, each address there becomes
+    a pointer that the loop moves.
+    """
+    if INTERPRETED:
+        return pointer
+    else:
+        address = tl.inline_asm_elementwise(
+            "", "=l,0", [pointer.to(tl.int64)], dtype=tl.int64, is_pure=False, pack=1
+        )
+        return address.to(pointer.dtype)
 
 
 @inline

@@ -284,13 +284,6 @@ def order_all_gates(di, df, dg, do, OWN: tl.constexpr):
 
 
 @inline
-def rows_in_order(w):
-    """`to_operands`' blocks one below the other: (num_warps, 16 blocks, columns)."""
-    w = tl.permute(w, (0, 3, 1, 2))
-    return tl.reshape(w, (w.shape[0], w.shape[1] * w.shape[2], w.shape[3]))
-
-
-@inline
 def part_offsets(
     NUM_WARPS: tl.constexpr, BLOCKS: tl.constexpr, BLOCK_B: tl.constexpr, S: tl.constexpr
 ):

@@ -132,13 +132,13 @@ def test_sliced_reads_and_writes_stay_within_the_tensors(T, D, packed, device, m
 
 
 def test_offsets_beyond_32_bits(monkeypatch):
-    """The last tile of a batch of 2^27 + 8: all its rows lie beyond 2^31 numbers.
+    """The last tile of a batch of 2^26 + 8: all its rows lie beyond 2^31 numbers.
 
     It is run alone, and no more of the memory exists.
     """
     if not interpreted():
         pytest.skip("only the interpreter can run one program of a grid alone")
-    H, few, many = 16, 8, 2**27 + 8
+    H, few, many = 32, 8, 2**26 + 8
     sizes = {
         "steps": (1, 1, 11, H * 8),
         "weight_hh_t": (1, H, 4 * H),

@@ -154,13 +154,13 @@ def test_sliced_packed_reads_and_writes_stay_within_the_rows(offsets, device, mo
 
 
 def test_offsets_beyond_32_bits(monkeypatch):
-    """The last tile of a batch of 2^27 + 8: all its rows lie beyond 2^31 numbers.
+    """The last tile of a batch of 2^26 + 8: all its rows lie beyond 2^31 numbers.
 
     It is run alone, and no more of the memory exists.
     """
     if not interpreted():
         pytest.skip("only the interpreter can run one program of a grid alone")
-    H, few, many = 16, 8, 2**27 + 8
+    H, few, many = 32, 8, 2**26 + 8
     sizes = {
         "gates_ih": (1, 2, few, 4, H),
         "bias_ih": (1, 4, H),

@@ -5,28 +5,37 @@ import torch
 import triton
 import triton.language as tl
 
-from lstm.kernels.forward import gates_product
+from lstm.kernels.backward import exchange as exchange_gates
+from lstm.kernels.backward import gates_product
+from lstm.kernels.exchange import (
+    gates_bytes,
+    own_units,
+    shared_memory,
+    to_operand,
+    units_bytes,
+)
+from lstm.kernels.forward import exchange
 from lstm.kernels.layout import (
-    column_pair,
-    four_blocks,
+    from_gates,
     from_tile,
     operand_indices,
-    order_gates,
     pack,
+    pair_indices,
+    pairs_to_tile,
     product,
+    rows_in_order,
     tile_indices,
+    to_gates,
     to_operands,
     to_tile,
     unpack,
 )
 
-TILES = [(16, 8), (16, 32), (32, 16), (128, 8)]  # BLOCK_H, BLOCK_B
+TILES = [(32, 8), (32, 32), (64, 16), (128, 8)]  # BLOCK_H, BLOCK_B
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 # BLOCK_H, VEC: all that config.tile gives
-OPERANDS = [
-    (BLOCK_H, VEC) for BLOCK_H in (16, 32, 64, 128) for VEC in (1, 2, 4, 8) if 4 * VEC <= BLOCK_H
-]
+OPERANDS = [(BLOCK_H, VEC) for BLOCK_H in (32, 64, 128) for VEC in (1, 2, 4, 8)]
 
 
 @triton.jit
@@ -52,7 +61,7 @@ def tile_kernel(
     offs = tl.arange(0, BLOCK_H)[:, None] * BLOCK_B + tl.arange(0, BLOCK_B)[None, :]
     tl.store(tile_ptr + offs, x)
     tl.store(packed_ptr + tl.arange(0, BLOCK_H * BLOCK_B), pack(x, dtype, False))
-    tl.store(unpacked_ptr + offs, unpack(pack(x, dtype, False), BLOCK_H, BLOCK_B, False))
+    tl.store(unpacked_ptr + offs, unpack(pack(x, dtype, False), BLOCK_H, BLOCK_B, False, dtype))
     tl.store(y_ptr + sequence * BLOCK_H + unit, from_tile(x, dtype, unit + sequence, False))
 
 
@@ -73,19 +82,43 @@ def operands_kernel(
 
 
 @triton.jit
-def forward_product_kernel(
-    weight_ptr, h_ptr, out_ptr, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr
+def pairs_kernel(
+    x_ptr, packed_ptr, tile_ptr, unpacked_ptr, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr
 ):
-    """weight (4, BLOCK_H, BLOCK_H) times h (BLOCK_H, BLOCK_B), as lstm_forward_kernel does it."""
-    block, wr, half, _, k = operand_indices(BLOCK_H // 16, BLOCK_H, VEC, max(VEC, 2), 1, 4)
+    """x (BLOCK_B, BLOCK_H) and the same in private order to tiles, both read as words of two."""
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    x_ptr = x_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
+    packed_ptr = packed_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
+    unit, sequence = pair_indices(BLOCK_H, BLOCK_B)
+    words = tl.load(x_ptr + sequence * (BLOCK_H // 2) + unit // 2)
+    offs = tl.arange(0, BLOCK_H)[:, None] * BLOCK_B + tl.arange(0, BLOCK_B)[None, :]
+    tl.store(tile_ptr + offs, pairs_to_tile(words, BLOCK_H, BLOCK_B, dtype))
+    words = tl.load(packed_ptr + tl.arange(0, BLOCK_H * BLOCK_B // 2))
+    tl.store(unpacked_ptr + offs, unpack(words, BLOCK_H, BLOCK_B, False, dtype))
+
+
+@triton.jit
+def forward_product_kernel(
+    weight_ptr, h_ptr, z_ptr, out_ptr,
+    BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr,
+):  # fmt: skip
+    """z + weight (4, BLOCK_H, BLOCK_H) times h (BLOCK_H, BLOCK_B), as lstm_forward_kernel does."""
+    OWN: tl.constexpr = own_units(BLOCK_H)
+    SIZE: tl.constexpr = BLOCK_H * BLOCK_B
+    block, wr, half, _, k = operand_indices(BLOCK_H // 16, BLOCK_H, VEC, OWN, 1, 4)
     gate = block % 2 * 2 + half
     unit = wr * 2 + block // 2
     w = tl.load(weight_ptr + (gate * BLOCK_H + unit) * BLOCK_H + k)
-    w = to_operands(w, BLOCK_H // 16, BLOCK_H, VEC, max(VEC, 2), 1, 4)
-    w_0, w_1, w_2, w_3 = four_blocks(w)
+    w = rows_in_order(to_operands(w, BLOCK_H // 16, BLOCK_H, VEC, OWN, 1, 4, 4))
     offs = tl.arange(0, BLOCK_H)[:, None] * BLOCK_B + tl.arange(0, BLOCK_B)[None, :]
-    i, f, g, o = gates_product(w_0, w_1, w_2, w_3, tl.load(h_ptr + offs), VEC)
-    SIZE: tl.constexpr = BLOCK_H * BLOCK_B
+    words = exchange(tl.load(h_ptr + offs), shared_memory(units_bytes(BLOCK_H, BLOCK_B)), 0)
+    z = from_gates(
+        tl.load(z_ptr + offs),
+        tl.load(z_ptr + SIZE + offs),
+        tl.load(z_ptr + 2 * SIZE + offs),
+        tl.load(z_ptr + 3 * SIZE + offs),
+    )
+    i, f, g, o = to_gates(product(w, to_operand(words, BLOCK_H, BLOCK_B, tl.float16), z))
     tl.store(out_ptr + offs, i)
     tl.store(out_ptr + SIZE + offs, f)
     tl.store(out_ptr + 2 * SIZE + offs, g)
@@ -97,21 +130,19 @@ def backward_product_kernel(
     weight_t_ptr, d_ptr, out_ptr, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr
 ):
     """weight_t (BLOCK_H, 4, BLOCK_H) times d (4, BLOCK_H, BLOCK_B), as lstm_backward_kernel."""
-    pair, wr, half, group, unit = operand_indices(BLOCK_H // 16, BLOCK_H, VEC, max(VEC, 2), 2, 2)
-    w = tl.load(weight_t_ptr + ((wr * 2 + half) * 4 + pair * 2 + group) * BLOCK_H + unit)
-    w_if, w_go = to_operands(w, BLOCK_H // 16, BLOCK_H, VEC, max(VEC, 2), 2, 2).split()
-    offs = tl.arange(0, BLOCK_H)[:, None] * BLOCK_B + tl.arange(0, BLOCK_B)[None, :]
     SIZE: tl.constexpr = BLOCK_H * BLOCK_B
-    x = order_gates(
+    pair, wr, half, group, unit = operand_indices(BLOCK_H // 16, BLOCK_H, VEC, 8, 2, 2)
+    w = tl.load(weight_t_ptr + ((wr * 2 + half) * 4 + pair * 2 + group) * BLOCK_H + unit)
+    w_if, w_go = to_operands(w, BLOCK_H // 16, BLOCK_H, VEC, 8, 2, 2, 4).split()
+    offs = tl.arange(0, BLOCK_H)[:, None] * BLOCK_B + tl.arange(0, BLOCK_B)[None, :]
+    words = exchange_gates(
         tl.load(d_ptr + offs),
         tl.load(d_ptr + SIZE + offs),
         tl.load(d_ptr + 2 * SIZE + offs),
         tl.load(d_ptr + 3 * SIZE + offs),
-        VEC,
+        shared_memory(gates_bytes(BLOCK_H, BLOCK_B)),
     )
-    dh_if, _ = column_pair(product(w_if, x))
-    _, dh_go = column_pair(product(w_go, x))
-    tl.store(out_ptr + offs, dh_if + dh_go)
+    tl.store(out_ptr + offs, gates_product(w_if, w_go, words, BLOCK_H, BLOCK_B, tl.float16))
 
 
 @pytest.mark.parametrize("odd", [0, 1])
@@ -143,6 +174,21 @@ def test_tiles_go_to_memory_and_private_order_and_back(BLOCK_H, BLOCK_B, dtype, 
     assert torch.equal(unpacked, tile)
     assert torch.equal(y, x)
     assert torch.equal(packed.sort().values, x.flatten().sort().values)
+
+
+@pytest.mark.parametrize(("BLOCK_H", "BLOCK_B"), TILES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_words_of_two_numbers_are_the_same_tile(BLOCK_H, BLOCK_B, dtype, device):
+    x = torch.randn(BLOCK_B, BLOCK_H, device=device).to(dtype)
+    tile, unpacked, other = torch.empty(3, BLOCK_H, BLOCK_B, device=device)
+    packed = torch.empty(BLOCK_H * BLOCK_B, device=device, dtype=dtype)
+    warps = BLOCK_H // 16
+    tile_kernel[(1,)](
+        x, other, packed, other, x.clone(), BLOCK_H, BLOCK_B, BLOCK_H, num_warps=warps
+    )
+    pairs_kernel[(1,)](x, packed, tile, unpacked, BLOCK_H, BLOCK_B, num_warps=warps)
+    assert torch.equal(tile, x.t().float())
+    assert torch.equal(unpacked, tile)
 
 
 @pytest.mark.parametrize(("BLOCK_H", "BLOCK_B"), TILES)
@@ -195,9 +241,10 @@ def integers(*size, device):
 def test_forward_product(BLOCK_H, VEC, device):
     weight = integers(4, BLOCK_H, BLOCK_H, device=device)
     h = integers(BLOCK_H, 8, device=device)
+    z = integers(4, BLOCK_H, 8, device=device).float()
     out = torch.empty(4, BLOCK_H, 8, device=device)
-    forward_product_kernel[(1,)](weight, h, out, BLOCK_H, 8, VEC, num_warps=BLOCK_H // 16)
-    assert torch.equal(out, weight.float() @ h.float())
+    forward_product_kernel[(1,)](weight, h, z, out, BLOCK_H, 8, VEC, num_warps=BLOCK_H // 16)
+    assert torch.equal(out, z + weight.float() @ h.float())
 
 
 @pytest.mark.parametrize(("BLOCK_H", "VEC"), OPERANDS)

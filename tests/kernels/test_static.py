@@ -186,13 +186,13 @@ def test_the_time_loops_have_no_defect(runs, card):
         assert run["weights"] == ("memory" if run["kernel"] in STEP_KERNELS else "registers")
 
 
-@pytest.mark.parametrize(("kernel", "instructions"), [("forward", 212), ("backward", 250)])
+@pytest.mark.parametrize(("kernel", "instructions"), [("forward", 200), ("backward", 230)])
 def test_bfloat16_at_128_units_on_sm_90_keeps_its_figures(runs, kernel, instructions):
     wanted = Configuration(kernel, 128, "bfloat16", 90)
     (run,) = [run for run in runs if configuration(run) == wanted]
     assert run["tile"]["BLOCK_B"] == 8
     assert run["instructions"] <= instructions
-    assert (run["bar"], run["shfl"], run["spills"], run["stack_bytes"]) == (2, 0, 0, 0)
+    assert (run["bar"], run["shfl"], run["spills"], run["stack_bytes"]) == (1, 0, 0, 0)
     # All of W_hh against eight sequences: blocks of 16 rows, 8 sequences and 16 of K.
     assert run["hmma"] == 4 * (128 // 16) * (8 // 8)
 
@@ -230,7 +230,7 @@ def test_a_spill_in_a_step_is_a_defect(kernel):
 def test_weights_read_again_in_every_step_are_a_defect(size, dtype, card):
     at = Configuration("forward", size, dtype, card)
     block_h = at.tile["BLOCK_H"]
-    exchange = max(1, block_h * 8 // 64 // (4 if card >= 90 else 1))
+    exchange = max(1, block_h * 8 // 64 // 4)
     # A quarter of them, four registers at once: how the operands would leave shared memory.
     loop = figures(at, lds=exchange, ldsm=max(1, block_h // 16))
     assert any("lds + ldsm" in defect for defect in defects(loop, at))

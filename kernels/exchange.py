@@ -1,0 +1,281 @@
+"""How the warps of one program tell each other what the next product needs.
+
+Every warp has the cells of its own units, and its product needs h of all units. So at every step
+each writes its part to shared memory, waits for the others at a barrier, and reads all of it. Left
+to itself the compiler does so with a second barrier, before the writing, lest somebody overwrite
+what another still reads. Here are two buffers, by the parity of the step, and one barrier is
+enough: a warp writes to a buffer again only after the barrier of the step between, which no warp
+reaches before it has multiplied what it read.
+
+The memory is the kernel's own and the compiler does not know of it; instructions that it may not
+move keep writing, barrier and reading in order. In the interpreter a program is one thread, and
+nothing is exchanged.
+"""
+
+import triton
+import triton.language as tl
+
+from .layout import INTERPRETED, fence, inline, order_gates, order_units, split_units
+
+
+@triton.constexpr_function
+def own_units(block_h):
+    """Neighbouring units of h that a thread reads, and whose weights it has."""
+    return min(16, block_h // 4)
+
+
+@triton.constexpr_function
+def _row_bytes(block_h):
+    """Of one sequence. 16 bytes more than its units keep the writing of neighbouring sequences, and
+    their reading where a thread has 16 units, apart in the banks.
+    """
+    return 2 * block_h + 16
+
+
+@triton.constexpr_function
+def units_bytes(block_h, block_b):
+    """Both buffers of a tile."""
+    return 2 * block_b * _row_bytes(block_h)
+
+
+@triton.constexpr_function
+def _declaration(size):
+    return f"{{ .shared .align 16 .b8 exchange[{size}]; mov.u32 $0, exchange; }}"
+
+
+@inline
+def shared_memory(SIZE: tl.constexpr):
+    """The address of SIZE bytes of the program's shared memory."""
+    if INTERPRETED:
+        return 0
+    else:
+        return tl.inline_asm_elementwise(
+            _declaration(SIZE), "=r", [], dtype=tl.int32, is_pure=False, pack=1
+        )
+
+
+@inline
+def write_units(h, address):
+    """A tile, of 16-bit numbers, to the rows at address.
+
+    Of eight units the second and third pair change places: the first four words of a thread are
+    then the operands of one block after the other.
+    """
+    if not INTERPRETED:
+        BLOCK_H: tl.constexpr = h.shape[0]
+        BLOCK_B: tl.constexpr = h.shape[1]
+        ROW: tl.constexpr = _row_bytes(BLOCK_H)
+        h_0, h_1 = split_units(h)
+        pair = tl.arange(0, BLOCK_H // 2)[:, None]
+        pair = pair // 4 * 4 + pair % 2 * 2 + pair // 2 % 2
+        address += tl.arange(0, BLOCK_B)[None, :] * ROW + pair * 4
+        tl.inline_asm_elementwise(
+            "{ .reg .b32 pair; mov.b32 pair, {$2, $3}; st.shared.b32 [$1], pair; mov.b32 $0, 0; }",
+            "=r,r,h,h", [address, h_0, h_1], dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+
+
+@inline
+def read_units(h, address):
+    """What all warps wrote: of each thread the words that `to_operand` makes its operand of."""
+    if INTERPRETED:
+        return h, h, h, h
+    else:
+        BLOCK_H: tl.constexpr = h.shape[0]
+        BLOCK_B: tl.constexpr = h.shape[1]
+        ROW: tl.constexpr = _row_bytes(BLOCK_H)
+        OWN: tl.constexpr = own_units(BLOCK_H)
+        READS: tl.constexpr = BLOCK_H // 32
+        i = tl.arange(0, BLOCK_H * BLOCK_H * BLOCK_B // 128)
+        read = i // (2 * BLOCK_H)
+        sequence = read // READS * 8 + i // 4 % 8
+        unit = read % READS // (OWN // 8) * (4 * OWN) + i % 4 * OWN + read % (OWN // 8) * 8
+        address += sequence * ROW + unit * 2
+        return tl.inline_asm_elementwise(
+            "ld.shared.v4.b32 {$0, $1, $2, $3}, [$4];", "=r,=r,=r,=r,r", [address],
+            dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=False, pack=1,
+        )  # fmt: skip
+
+
+@inline
+def to_operand(words, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, DOT: tl.constexpr):
+    """Operand B of the forward product: (num_warps, BLOCK_H, BLOCK_B), the same of every warp, its
+    units in the order of the weights' columns. In the interpreter (BLOCK_H, BLOCK_B).
+    """
+    w_0, w_1, w_2, w_3 = words
+    OWN: tl.constexpr = own_units(BLOCK_H)
+    if INTERPRETED:
+        return order_units(w_0, OWN)
+    else:
+        J: tl.constexpr = BLOCK_B // 8
+        # Joins in this order, and the compiler's kWidth is 4 (Triton 3.6, 3.8).
+        x = tl.join(tl.join(w_0, w_1), tl.join(w_2, w_3))
+        x = tl.reshape(x, (J, BLOCK_H // (4 * OWN), OWN // 8, BLOCK_H // 16, 8, 4, 2, 2))
+        x = tl.permute(x, (3, 1, 2, 6, 5, 7, 0, 4))  # w, rest, v, half, c, pair, j, r
+        e_0, e_1 = tl.inline_asm_elementwise(
+            "mov.b32 {$0, $1}, $2;", "=h,=h,r", [x], dtype=(tl.int16, tl.int16), is_pure=True,
+            pack=1,
+        )  # fmt: skip
+        x = tl.permute(tl.join(e_0, e_1), (0, 1, 2, 3, 4, 5, 8, 6, 7)).to(DOT, bitcast=True)
+        return tl.reshape(x, (BLOCK_H // 16, BLOCK_H, BLOCK_B))
+
+
+@inline
+def again(words):
+    """The same words for a second product: of one that two products share, the compiler converts
+    the second for its own (Triton 3.6, 3.8).
+    """
+    w_0, w_1, w_2, w_3 = words
+    return fence(w_0), fence(w_1), fence(w_2), fence(w_3)
+
+
+@triton.constexpr_function
+def gates_bytes(block_h, block_b):
+    """Both buffers of the gradients of a tile's gates: 16 bytes for each pair of units."""
+    return 2 * block_b * (8 * block_h + 16)
+
+
+@inline
+def write_gates(di, df, dg, do, address):
+    """Four tiles, of 16-bit numbers, to the rows at address: i, f, g, o of a pair of units side by
+    side, and of 16 pairs those a thread reads at once, eight pairs apart in pairs of two.
+    """
+    if not INTERPRETED:
+        BLOCK_H: tl.constexpr = di.shape[0]
+        BLOCK_B: tl.constexpr = di.shape[1]
+        ROW: tl.constexpr = gates_bytes(BLOCK_H, BLOCK_B) // (2 * BLOCK_B)
+        i_0, i_1 = split_units(di)
+        f_0, f_1 = split_units(df)
+        g_0, g_1 = split_units(dg)
+        o_0, o_1 = split_units(do)
+        pair = tl.arange(0, BLOCK_H // 2)[:, None]
+        pair = pair // 16 * 16 + pair // 2 % 2 * 8 + pair // 4 % 4 * 2 + pair % 2
+        address += tl.arange(0, BLOCK_B)[None, :] * ROW + pair * 16
+        tl.inline_asm_elementwise(
+            "{ .reg .b32 i, f, g, o; mov.b32 i, {$2, $3}; mov.b32 f, {$4, $5}; "
+            "mov.b32 g, {$6, $7}; mov.b32 o, {$8, $9}; "
+            "st.shared.v4.b32 [$1], {i, f, g, o}; mov.b32 $0, 0; }",
+            "=r,r,h,h,h,h,h,h,h,h", [address, i_0, i_1, f_0, f_1, g_0, g_1, o_0, o_1],
+            dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+
+
+@inline
+def read_gates(di, df, dg, do, address):
+    """What all warps wrote: of each thread the words that `to_gate_operand` makes operands of."""
+    if INTERPRETED:
+        return di, df, dg, do
+    else:
+        BLOCK_H: tl.constexpr = di.shape[0]
+        BLOCK_B: tl.constexpr = di.shape[1]
+        ROW: tl.constexpr = gates_bytes(BLOCK_H, BLOCK_B) // (2 * BLOCK_B)
+        i = tl.arange(0, BLOCK_H * BLOCK_H * BLOCK_B // 32)
+        read = i // (2 * BLOCK_H)
+        sequence = read // (BLOCK_H // 8) * 8 + i // 4 % 8
+        pair = read // 4 % (BLOCK_H // 32) * 16 + read // 2 % 2 * 8 + i % 4 * 2 + read % 2
+        address += sequence * ROW + pair * 16
+        return tl.inline_asm_elementwise(
+            "ld.shared.v4.b32 {$0, $1, $2, $3}, [$4];", "=r,=r,=r,=r,r", [address],
+            dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=False, pack=1,
+        )  # fmt: skip
+
+
+@inline
+def to_gate_operand(w_0, w_1, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, DOT: tl.constexpr):
+    """Operand B of the backward product of a pair of gates: (num_warps, 2 BLOCK_H, BLOCK_B), units
+    times gates of the pair, in the order of the weights' columns. In the interpreter without warps.
+    """
+    if INTERPRETED:
+        return order_gates(w_0, w_1)
+    else:
+        J: tl.constexpr = BLOCK_B // 8
+        x = tl.join(w_0, w_1)
+        # j, rest, v, v, w, r, c, gate
+        x = tl.reshape(x, (J, BLOCK_H // 32, 2, 2, BLOCK_H // 16, 8, 4, 2))
+        x = tl.permute(x, (4, 1, 2, 7, 6, 3, 0, 5))
+        e_0, e_1 = tl.inline_asm_elementwise(
+            "mov.b32 {$0, $1}, $2;", "=h,=h,r", [x], dtype=(tl.int16, tl.int16), is_pure=True,
+            pack=1,
+        )  # fmt: skip
+        x = tl.permute(tl.join(e_0, e_1), (0, 1, 2, 3, 4, 5, 8, 6, 7)).to(DOT, bitcast=True)
+        return tl.reshape(x, (BLOCK_H // 16, 2 * BLOCK_H, BLOCK_B))
+
+
+@triton.constexpr_function
+def largest_bytes(block_h, block_b):
+    """Two tables of a float32 for each sequence and warp."""
+    return 2 * 4 * block_b * (block_h // 16)
+
+
+@inline
+def write_largest(x, address):
+    """The largest number of each sequence among the units of this warp. x: a tile, none below 0."""
+    if not INTERPRETED:
+        BLOCK_B: tl.constexpr = x.shape[1]
+        WARPS: tl.constexpr = x.shape[0] // 16
+        largest = tl.max(tl.reshape(x, (WARPS, 16, BLOCK_B)), axis=1)
+        warp = tl.arange(0, WARPS)[:, None]
+        address += (tl.arange(0, BLOCK_B)[None, :] * WARPS + warp) * 4
+        tl.inline_asm_elementwise(
+            "st.shared.f32 [$1], $2; mov.b32 $0, 0;", "=r,r,f", [address, largest],
+            dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+
+
+@triton.constexpr_function
+def _largest_ptx(warps):
+    """PTX that reads a number of each warp and keeps the largest."""
+    names = [f"x{n}" for n in range(warps)]
+    lines = [f"{{ .reg .f32 x<{warps}>;"]
+    for n in range(0, warps, 2):
+        lines.append(f"ld.shared.v2.f32 {{{names[n]}, {names[n + 1]}}}, [$1 + {4 * n}];")
+    while len(names) > 1:
+        half = len(names) // 2
+        lines += [
+            f"max.NaN.f32 {a}, {a}, {b};" for a, b in zip(names[:half], names[half:], strict=True)
+        ]
+        names = names[:half]
+    return " ".join(lines) + " mov.f32 $0, x0; }"
+
+
+@inline
+def read_largest(x, address):
+    """The largest of what all warps wrote, (1, BLOCK_B). x: a tile of those sizes."""
+    if INTERPRETED:
+        return tl.max(x, axis=0)[None, :]
+    else:
+        WARPS: tl.constexpr = x.shape[0] // 16
+        address += tl.arange(0, x.shape[1])[None, :] * (4 * WARPS)
+        return tl.inline_asm_elementwise(
+            _largest_ptx(WARPS), "=f,r", [address], dtype=tl.float32, is_pure=False, pack=1
+        )
+
+
+@inline
+def declare_overflow():
+    """What `overflowed` needs, once."""
+    if not INTERPRETED:
+        tl.inline_asm_elementwise(
+            ".reg .pred overflow; setp.ne.s32 overflow, 0, 0; mov.b32 $0, 0;", "=r", [],
+            dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+
+
+@inline
+def overflowed(x):
+    """Whether this warp has an infinity or a NaN in a tile: 1, else 0, in a form that ptxas knows
+    all threads of the warp agree on.
+    """
+    if INTERPRETED:
+        return (tl.max((tl.abs(x) < float("inf")).to(tl.int32) ^ 1)).to(tl.int32)
+    else:
+        tl.inline_asm_elementwise(
+            "{ .reg .pred p; .reg .f32 size; abs.f32 size, $1; "
+            "setp.geu.f32 p, size, 0f7F800000; or.pred overflow, overflow, p; mov.b32 $0, 0; }",
+            "=r,f", [x], dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+        return tl.inline_asm_elementwise(
+            "{ .reg .pred p; vote.sync.any.pred p, overflow, -1; selp.s32 $0, 1, 0, p; "
+            "setp.ne.s32 overflow, 0, 0; }",
+            "=r", [], dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
