@@ -17,6 +17,7 @@ needs. Columns:
 """
 
 import argparse
+import re
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -327,7 +328,9 @@ def measure(configuration: Configuration) -> Row:
     """Compile a configuration and read it."""
     compiled = compile_configuration(configuration)
     figures = loop_figures(compiled.asm["cubin"], configuration.tile["num_warps"])
-    return Row(configuration, figures, compiled.metadata.shared)
+    # Beside the compiler's own what the kernels declare themselves (exchange.py)
+    declared = re.findall(r"\.shared \.align \d+ \.b8 \w+\[(\d+)\]", compiled.asm["ptx"])
+    return Row(configuration, figures, compiled.metadata.shared + sum(map(int, declared)))
 
 
 def limits(configuration: Configuration) -> dict[str, int]:

@@ -193,6 +193,8 @@ def test_bfloat16_at_128_units_on_sm_90_keeps_its_figures(runs, kernel, instruct
     assert run["tile"]["BLOCK_B"] == 8
     assert run["instructions"] <= instructions
     assert (run["bar"], run["shfl"], run["spills"], run["stack_bytes"]) == (1, 0, 0, 0)
+    # Both buffers of the exchange
+    assert run["shared_bytes"] >= 2 * 8 * 128 * 2 * (1 if kernel == "forward" else 4)
     # All of W_hh against eight sequences: blocks of 16 rows, 8 sequences and 16 of K.
     assert run["hmma"] == 4 * (128 // 16) * (8 // 8)
 
