@@ -14,7 +14,7 @@ needs from memory is read a step ahead or more, and made into factors a step ahe
 import triton
 import triton.language as tl
 
-from .cell import cell_factors
+from .cell import cell_factors, tanh
 from .exchange import (
     again,
     declare_overflow,
@@ -97,8 +97,8 @@ def write_grad_gates(
 
 @inline
 def step_factors(
-    s_i, s_f, s_g, s_o, s_c, c, cut, dtype: tl.constexpr, BLOCK_H: tl.constexpr,
-    BLOCK_B: tl.constexpr, FAST: tl.constexpr, EXACT: tl.constexpr,
+    s_i, s_f, s_g, s_o, s_c, tanh_c, cut, dtype: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_B: tl.constexpr,
 ):  # fmt: skip
     """`cell_factors` of a saved step that left c, then f and the c before it. cut: of which
     sequences that c is not this step's, None for none.
@@ -111,7 +111,7 @@ def step_factors(
     before = c_prev
     if cut is not None:
         before = clear(cut, c_prev)
-    k_i, k_f, k_g, k_o, k_c = cell_factors(i, f, g, o, before, c, FAST, EXACT)
+    k_i, k_f, k_g, k_o, k_c = cell_factors(i, f, g, o, before, tanh_c)
     return k_i, k_f, k_g, k_o, k_c, f, c_prev
 
 
@@ -328,7 +328,7 @@ def lstm_backward_kernel(
             if resets_ptr is not None:
                 c_before = clear(cut, c_prev)
                 cut_ahead = load_cuts(resets_ptr, offsets_ptr, s + 1, T, B, lane, 1 - reverse)
-            k_i, k_f, k_g, k_o, k_c = cell_factors(i, f, g, o, c_before, c, FAST, EXACT)
+            k_i, k_f, k_g, k_o, k_c = cell_factors(i, f, g, o, c_before, tanh(c, FAST, EXACT))
             c = c_prev
             # For the next step; after the last, the same again, which nobody uses.
             more = (s + 1 < T).to(tl.int32)
@@ -392,7 +392,7 @@ def lstm_backward_kernel(
             cut_1 = load_cuts(resets_ptr, offsets_ptr, 1, T, B, lane, 1 - reverse)
         if AHEAD:
             k_i, k_f, k_g, k_o, k_c, f, c = step_factors(
-                s_i, s_f, s_g, s_o, s_c, c, cut, dtype, BLOCK_H, BLOCK_B, FAST, EXACT
+                s_i, s_f, s_g, s_o, s_c, tanh(c, FAST, EXACT), cut, dtype, BLOCK_H, BLOCK_B
             )
             # After the last step the same again, which nobody uses.
             steps_ptr -= (T > 1).to(tl.int32) * (5 * SAVED)
@@ -403,14 +403,16 @@ def lstm_backward_kernel(
         tables = buffers + BYTES
         if LAGGED:
             declare_overflow()
-            given = tl.max(tl.maximum(tl.abs(dh), tl.abs(dc)), axis=0)[None, :]
-            scale, inverse_s = power_of_two(given * ROOM)
+            given = tl.maximum(tl.abs(dh), tl.abs(dc))
+            write_largest(given, tables + TABLE)
+            scale, inverse_s = power_of_two(tl.max(given, axis=0)[None, :] * ROOM)
+        tanh_c = tanh(c, FAST, EXACT)
         # The order in here is the compiler's hint: what nobody waits for stands below the exchange,
         # under whose product it then takes place.
         for s in range(0, T):
             if not AHEAD:
                 k_i, k_f, k_g, k_o, k_c, f, c = step_factors(
-                    s_i, s_f, s_g, s_o, s_c, c, cut, dtype, BLOCK_H, BLOCK_B, FAST, EXACT
+                    s_i, s_f, s_g, s_o, s_c, tanh_c, cut, dtype, BLOCK_H, BLOCK_B
                 )
             dh_after = dh
             dc_after = dc
@@ -455,6 +457,15 @@ def lstm_backward_kernel(
                 alive = mask & (row + sequence < count)
                 z_ptr = grad_gates_ptr + begin_row * (4 * H)
             write_grad_gates(di, df, dg, do, z_ptr + offs_z, dtype, mask, alive, H, SLICED)
+            if LAGGED:
+                # The next step's scale is of the step before this one, which all warps have written
+                # by now; before the first step, of the states' gradients.
+                largest = largest_gate(di, df, dg, do)
+                before = read_largest(largest, tables + (s + 1) % 2 * TABLE)
+                new_scale, new_inverse = power_of_two(before * ROOM)
+                write_largest(largest, tables + s % 2 * TABLE)
+            # Of the step before in time, here under the product; fenced, or it moves.
+            tanh_c = fence(tanh(c, FAST, EXACT))
             dh = gates_product(w_if, w_go, words, BLOCK_H, BLOCK_B, DOT)
             if EXACT:
                 rests = read_gates(e_i, e_f, e_g, e_o, buffer + BYTES)
@@ -471,14 +482,7 @@ def lstm_backward_kernel(
             if FLOAT32:
                 dh = dh * (inverse * inverse_s)
             if LAGGED:
-                # The next step's scale is of the step before this one, which all warps have written
-                # by now. The first two steps have that of the states' gradients.
-                largest = largest_gate(di, df, dg, do)
-                before = read_largest(largest, tables + (s + 1) % 2 * TABLE)
-                new_scale, new_inverse = power_of_two(before * ROOM)
-                scale = tl.where(s > 0, new_scale, scale)
-                inverse_s = tl.where(s > 0, new_inverse, inverse_s)
-                write_largest(largest, tables + s % 2 * TABLE)
+                scale, inverse_s = new_scale, new_inverse
             if resets_ptr is not None:
                 dh, dc = clear(cut, dh), clear(cut, dc)
                 cut = cut_1
@@ -491,7 +495,7 @@ def lstm_backward_kernel(
                 dh += to_tile(fence(grad), BLOCK_H, BLOCK_B, SLICED)
             if AHEAD:
                 k_i, k_f, k_g, k_o, k_c, f, c = step_factors(
-                    s_i, s_f, s_g, s_o, s_c, c, cut, dtype, BLOCK_H, BLOCK_B, FAST, EXACT
+                    s_i, s_f, s_g, s_o, s_c, tanh_c, cut, dtype, BLOCK_H, BLOCK_B
                 )
                 if grad_output_ptr is not None:
                     ahead = mask & (s + 2 < T)

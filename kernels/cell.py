@@ -4,11 +4,15 @@
     i, f, g, o = sigmoid(z_i), sigmoid(z_f), tanh(z_g), sigmoid(z_o)
     c = f c_prev + i g;   h = o tanh(c)
 
-FAST takes the hardware's tanh: one MUFU instruction where the exact form needs two, so five for a
-cell, not ten. Its error of 5e-4 is below the rounding of bfloat16 and about that of float16, whose
-kernels use it. sigmoid(z) is then (1 + tanh(z / 2)) / 2, and the kernels hold z / 2 for i, f and
-o: those rows of W_hh are halved, exactly, as they are loaded, and the other half of the sum costs
-no instruction of its own. EXACT is for float32 whose products are exact too.
+What a cell costs is MUFU instructions, 4 lanes a clock and quarter of a multiprocessor:
+
+    FAST    5   the hardware's tanh. Its error of 5e-4 is below the rounding of bfloat16 and about
+                that of float16, whose kernels use it. sigmoid(z) is (1 + tanh(z / 2)) / 2, and the
+                kernels hold z / 2 for i, f and o: those rows of W_hh are halved, exactly, as they
+                are loaded, and the other half of the sum costs no instruction of its own.
+    float32 8   an exponential each, and a reciprocal for o, for tanh(c) and for all others: of the
+                product of the denominators of i, f and g.
+    EXACT  10   an exponential and a reciprocal each, for float32 whose products are exact too.
 """
 
 import triton.language as tl
@@ -20,16 +24,22 @@ _MINUS_LOG2_E = tl.constexpr(-1.4426950408889634)
 
 @inline
 def _ex2(x):
-    return tl.inline_asm_elementwise(
-        "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-    )
+    if INTERPRETED:
+        return tl.exp2(x)
+    else:
+        return tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
 
 
 @inline
 def _rcp(x):
-    return tl.inline_asm_elementwise(
-        "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-    )
+    if INTERPRETED:
+        return 1.0 / x
+    else:
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
 
 
 @inline
@@ -40,34 +50,33 @@ def _tanh(x):
 
 
 @inline
-def sigmoid(x):
-    """Absolute error 1e-7. Saturates, never overflows."""
+def _sigmoid(x):
+    """1 / (1 + 2^x). Saturates, never overflows."""
     if INTERPRETED:
-        e = tl.exp(-tl.abs(x))
-        return tl.where(x >= 0, 1.0, e) / (1.0 + e)
+        e = _ex2(-tl.abs(x))
+        return tl.where(x <= 0, 1.0, e) / (1.0 + e)
     else:
-        return _rcp(1.0 + _ex2(_MINUS_LOG2_E * x))
+        return _rcp(1.0 + _ex2(x))
+
+
+@inline
+def sigmoid(x):
+    """Absolute error 2e-7. Saturates, never overflows."""
+    return _sigmoid(x * _MINUS_LOG2_E)
 
 
 @inline
 def tanh(x, FAST: tl.constexpr, EXACT: tl.constexpr):
-    """Absolute error 5e-4 if FAST, 1e-7 if EXACT, else 2e-7. Saturates, never overflows."""
+    """Absolute error 5e-4 if FAST, 2e-7 if EXACT, else 4e-7. Saturates, never overflows."""
     if FAST and not INTERPRETED:
         return _tanh(x)
     elif EXACT:
         # Its last bits are its own, where twice a sigmoid has twice the sigmoid's error.
-        if INTERPRETED:
-            e = tl.exp(-2.0 * tl.abs(x))
-            y = (1.0 - e) / (1.0 + e)
-        else:
-            e = _ex2(2.0 * _MINUS_LOG2_E * tl.abs(x))
-            y = (1.0 - e) * _rcp(1.0 + e)
+        e = _ex2(tl.abs(x) * (2.0 * _MINUS_LOG2_E))
+        y = (1.0 - e) * _rcp(1.0 + e)
         return tl.where(x < 0, -y, y)
     else:
-        if INTERPRETED:
-            return 2.0 * sigmoid(2.0 * x) - 1.0
-        else:
-            return 2.0 * _rcp(1.0 + _ex2((2 * _MINUS_LOG2_E) * x)) - 1.0
+        return 2.0 * _sigmoid(x * (2.0 * _MINUS_LOG2_E)) - 1.0
 
 
 @inline
@@ -80,24 +89,57 @@ def gate_sigmoid(z, FAST: tl.constexpr):
 
 
 @inline
-def cell_forward(z_i, z_f, z_g, z_o, c, FAST: tl.constexpr, EXACT: tl.constexpr):
-    """One step from the gates' sums: the activated gates, then h and c."""
-    i = gate_sigmoid(z_i, FAST)
-    f = gate_sigmoid(z_f, FAST)
-    g = tanh(z_g, FAST, EXACT)
-    o = gate_sigmoid(z_o, FAST)
-    c = f * c + i * g
-    return i, f, g, o, o * tanh(c, FAST, EXACT), c
+def _denominator(x):
+    """1 + 2^x, the denominator of a sigmoid; at most 2^42, or of a NaN a NaN."""
+    return 1.0 + _ex2(tl.minimum(x, 42.0, propagate_nan=tl.PropagateNan.ALL))
 
 
 @inline
-def cell_factors(i, f, g, o, c_prev, c, FAST: tl.constexpr, EXACT: tl.constexpr):
+def _cell_float32(z_i, z_f, z_g, z_o, c, k):
+    """The cell of sums that times k are -z log2 e. Absolute errors: 4e-7, of g 7e-7.
+
+    The product of three denominators must not overflow, so each is cut. What the cut leaves of i
+    and f is taken away: where all three are saturated they are exactly 0 or 1, and pass on no
+    gradient, however large the weights. o shares nothing with c: its NaN is not c's.
+    """
+    n_i = _denominator(z_i * k)
+    n_f = _denominator(z_f * k)
+    n_g = _denominator(z_g * (2.0 * k))
+    o = _sigmoid(z_o * k)
+    n_ig = n_i * n_g
+    r = _rcp(n_ig * n_f)
+    f = r * n_ig - 2.0**-42
+    r_ig = r * n_f
+    i = r_ig * n_g - 2.0**-42
+    g = 2.0 * (r_ig * n_i) - 1.0
+    c = f * c + i * g
+    return i, f, g, o, o * tanh(c, False, False), c
+
+
+@inline
+def cell_forward(z_i, z_f, z_g, z_o, c, FAST: tl.constexpr, EXACT: tl.constexpr, unit=1.0):
+    """One step from the gates' sums: the activated gates, then h and c.
+
+    unit: of float32, what the sums are multiples of.
+    """
+    if FAST or EXACT:
+        i = gate_sigmoid(z_i, FAST)
+        f = gate_sigmoid(z_f, FAST)
+        g = tanh(z_g, FAST, EXACT)
+        o = gate_sigmoid(z_o, FAST)
+        c = f * c + i * g
+        return i, f, g, o, o * tanh(c, FAST, EXACT), c
+    else:
+        return _cell_float32(z_i, z_f, z_g, z_o, c, _MINUS_LOG2_E * unit)
+
+
+@inline
+def cell_factors(i, f, g, o, c_prev, tanh_c):
     """What one step of backward multiplies dh and dc with, so all of it that can be known before
     either.
 
     dc += k_c dh;   di, df, dg, do = k_i dc, k_f dc, k_g dc, k_o dh   (of z);   dc_prev = f dc
     """
-    tanh_c = tanh(c, FAST, EXACT)
     i_g = i * g
     f_c = f * c_prev
     o_t = o * tanh_c

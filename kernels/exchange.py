@@ -201,41 +201,52 @@ def to_gate_operand(w_0, w_1, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, DOT:
         return tl.reshape(x, (BLOCK_H // 16, 2 * BLOCK_H, BLOCK_B))
 
 
+# A word of two bfloat16 and that of the lane with the next four units, the next eight and the other
+# half: the largest numbers of eight lanes, which have the same sequences.
+_LARGEST_OF_LANES = tl.constexpr(
+    " ".join(
+        f"shfl.sync.bfly.b32 y, x, {lanes}, 31, -1; max.NaN.bf16x2 x, x, y;" for lanes in (4, 8, 16)
+    )
+)
+
+
 @triton.constexpr_function
 def largest_bytes(block_h, block_b):
-    """Two tables of a float32 for each sequence and warp."""
-    return 2 * 4 * block_b * (block_h // 16)
+    """Two tables of a word for each warp and pair of sequences."""
+    return 2 * 4 * (block_h // 16) * (block_b // 2)
 
 
 @inline
 def write_largest(x, address):
-    """The largest number of each sequence among the units of this warp. x: a tile, none below 0."""
+    """The largest number of each sequence among the units of this warp. x: a tile, none below 0.
+
+    Rounded to bfloat16, whose range is float32's: half the shuffles, half the table.
+    """
     if not INTERPRETED:
-        BLOCK_B: tl.constexpr = x.shape[1]
         WARPS: tl.constexpr = x.shape[0] // 16
-        largest = tl.max(tl.reshape(x, (WARPS, 16, BLOCK_B)), axis=1)
-        warp = tl.arange(0, WARPS)[:, None]
-        address += (tl.arange(0, BLOCK_B)[None, :] * WARPS + warp) * 4
+        PAIRS: tl.constexpr = x.shape[1] // 2
+        x_0, x_1 = split_units(x)
+        x_0, x_1 = tl.reshape(tl.maximum(x_0, x_1), (WARPS, 8, PAIRS, 2)).split()
+        warp = tl.arange(0, WARPS)[:, None, None]
+        address += (warp * PAIRS + tl.arange(0, PAIRS)[None, None, :]) * 4
+        address = tl.broadcast_to(address, (WARPS, 8, PAIRS))
         tl.inline_asm_elementwise(
-            "st.shared.f32 [$1], $2; mov.b32 $0, 0;", "=r,r,f", [address, largest],
-            dtype=tl.int32, is_pure=False, pack=1,
+            "{ .reg .b32 x, y; cvt.rn.bf16x2.f32 x, $3, $2; "
+            + _LARGEST_OF_LANES
+            + " st.shared.b32 [$1], x; mov.b32 $0, 0; }",
+            "=r,r,f,f", [address, x_0, x_1], dtype=tl.int32, is_pure=False, pack=1,
         )  # fmt: skip
 
 
 @triton.constexpr_function
-def _largest_ptx(warps):
-    """PTX that reads a number of each warp and keeps the largest."""
-    names = [f"x{n}" for n in range(warps)]
-    lines = [f"{{ .reg .f32 x<{warps}>;"]
-    for n in range(0, warps, 2):
-        lines.append(f"ld.shared.v2.f32 {{{names[n]}, {names[n + 1]}}}, [$1 + {4 * n}];")
-    while len(names) > 1:
-        half = len(names) // 2
-        lines += [
-            f"max.NaN.f32 {a}, {a}, {b};" for a, b in zip(names[:half], names[half:], strict=True)
-        ]
-        names = names[:half]
-    return " ".join(lines) + " mov.f32 $0, x0; }"
+def _read_largest_ptx(warps, pairs):
+    """PTX by which each lane reads the word of one warp, and all get the largest."""
+    return (
+        "{ .reg .b32 x, y; mov.u32 x, %laneid; shr.u32 x, x, 2; "
+        f"and.b32 x, x, {warps - 1}; mad.lo.u32 x, x, {4 * pairs}, $2; ld.shared.b32 x, [x]; "
+        + _LARGEST_OF_LANES.value
+        + " shl.b32 $0, x, 16; and.b32 $1, x, 0xFFFF0000; }"
+    )
 
 
 @inline
@@ -244,11 +255,13 @@ def read_largest(x, address):
     if INTERPRETED:
         return tl.max(x, axis=0)[None, :]
     else:
-        WARPS: tl.constexpr = x.shape[0] // 16
-        address += tl.arange(0, x.shape[1])[None, :] * (4 * WARPS)
-        return tl.inline_asm_elementwise(
-            _largest_ptx(WARPS), "=f,r", [address], dtype=tl.float32, is_pure=False, pack=1
-        )
+        PAIRS: tl.constexpr = x.shape[1] // 2
+        x_0, x_1 = tl.inline_asm_elementwise(
+            _read_largest_ptx(x.shape[0] // 16, PAIRS), "=f,=f,r",
+            [address + tl.arange(0, PAIRS)[None, :] * 4],
+            dtype=(tl.float32, tl.float32), is_pure=False, pack=1,
+        )  # fmt: skip
+        return tl.reshape(tl.join(x_0, x_1), (1, 2 * PAIRS))
 
 
 @inline

@@ -52,6 +52,10 @@ from .layout import (
 from .operand import REST, load_exact_weights, load_weights, split, to_range
 from .slices import h_offsets, launch, load_h, slice_product, write_words
 
+# float32's sums are multiplied as its weights are. Of weights all below this, by no more than 2^60:
+# z times that overflows only where it saturates.
+LEAST = tl.constexpr(2.0**-46)
+
 
 @inline
 def load_gates(pointers, mask, GATE: tl.constexpr):
@@ -87,18 +91,17 @@ def gate_tile(
 
 @inline
 def gate_tiles(
-    i, f, g, o, b_i, b_f, b_g, b_o, dtype: tl.constexpr, BLOCK_H: tl.constexpr,
+    i, f, g, o, b_i, b_f, b_g, b_o, scale, dtype: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr, SLICED: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """What `load_gates` gave, as tiles, with biases if there are any; if FAST as the cell has them,
-    halved for i, f and o, which the biases are already.
+    """What `load_gates` gave, as tiles, times scale, if FAST half of that for i, f and o, as the
+    cell has them. Plus biases, if there are any, which have the same factors already.
     """
-    i = gate_tile(i, dtype, BLOCK_H, BLOCK_B, SLICED)
-    f = gate_tile(f, dtype, BLOCK_H, BLOCK_B, SLICED)
-    g = gate_tile(g, dtype, BLOCK_H, BLOCK_B, SLICED)
-    o = gate_tile(o, dtype, BLOCK_H, BLOCK_B, SLICED)
-    if FAST:
-        i, f, o = 0.5 * i, 0.5 * f, 0.5 * o
+    half = 0.5 * scale if FAST else scale
+    i = half * gate_tile(i, dtype, BLOCK_H, BLOCK_B, SLICED)
+    f = half * gate_tile(f, dtype, BLOCK_H, BLOCK_B, SLICED)
+    g = scale * gate_tile(g, dtype, BLOCK_H, BLOCK_B, SLICED)
+    o = half * gate_tile(o, dtype, BLOCK_H, BLOCK_B, SLICED)
     if b_i is not None:
         i, f, g, o = i + b_i, f + b_f, g + b_g, o + b_o
     return i, f, g, o
@@ -145,11 +148,13 @@ def only(x, mask):
 
 
 @inline
-def take_step(z_i, z_f, z_g, z_o, h_prev, c_prev, active, FAST: tl.constexpr, EXACT: tl.constexpr):
+def take_step(
+    z_i, z_f, z_g, z_o, h_prev, c_prev, active, FAST: tl.constexpr, EXACT: tl.constexpr, unit=1.0
+):
     """The activated gates, h and c. active: which sequences take the step, None for all; the others
-    keep their states.
+    keep their states; unit: as `cell_forward` has it.
     """
-    i, f, g, o, h, c = cell_forward(z_i, z_f, z_g, z_o, c_prev, FAST, EXACT)
+    i, f, g, o, h, c = cell_forward(z_i, z_f, z_g, z_o, c_prev, FAST, EXACT, unit)
     if active is not None:
         h = choose(active, h, h_prev)
         c = choose(active, c, c_prev)
@@ -249,8 +254,11 @@ def lstm_forward_kernel(
     SIZE: tl.constexpr = BLOCK_H * BLOCK_B
     SLICED: tl.constexpr = BLOCK_K > BLOCK_H
     SAVED: tl.constexpr = steps_ptr is not None
-    # z is made a step ahead. Of float32, whose registers are too few for it, while h is multiplied.
-    AHEAD: tl.constexpr = FAST
+    # Whether the product begins with z, made before h is there. EXACT adds it last: the tensor core
+    # cuts where float32 rounds.
+    BEGUN: tl.constexpr = not EXACT and not SLICED
+    # How many steps ahead gates are loaded. Of float32 the registers are too few for two.
+    AHEAD: tl.constexpr = 2 if FAST else 1
     S: tl.constexpr = (H + BLOCK_H - 1) // BLOCK_H
     OWN: tl.constexpr = 8 if SLICED else own_units(BLOCK_H)
     NUM_WARPS: tl.constexpr = PARTS if SLICED else BLOCK_H // 16
@@ -316,7 +324,7 @@ def lstm_forward_kernel(
         w_rest = to_operands(pin(w_rest), NUM_WARPS, BLOCK_K // PARTS, VEC, OWN, 1, 4, 4)
         w_rest = rows_in_order(w_rest)
     else:
-        w, inverse = load_weights(weights, (unit < H) & (k < H), halved, DOT)
+        w, inverse = load_weights(weights, (unit < H) & (k < H), halved, DOT, LEAST)
     # h from memory is put together by joins, which make kWidth 4 (Triton 3.6, 3.8).
     w = rows_in_order(to_operands(pin(w), NUM_WARPS, BLOCK_K // PARTS, VEC, OWN, 1, 4, 4))
 
@@ -378,7 +386,7 @@ def lstm_forward_kernel(
             x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + begin_row * (4 * H) + offs_z, now, H)
         for t in range(first, last):
             z_i, z_f, z_g, z_o = gate_tiles(
-                x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, dtype, BLOCK_H, BLOCK_B, SLICED, FAST
+                x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, 1.0, dtype, BLOCK_H, BLOCK_B, SLICED, FAST
             )
             if resets_ptr is not None:
                 cut = load_cuts(resets_ptr, offsets_ptr, t, T, B, lane, reverse)
@@ -437,8 +445,9 @@ def lstm_forward_kernel(
             begin_0, count_0, begin_1, count_1 = begin_1, count_1, begin_2, count_2
             begin_2, count_2 = step_rows(offsets_ptr, 3, T, reverse)
         z_i, z_f, z_g, z_o = gate_tiles(
-            x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, dtype, BLOCK_H, BLOCK_B, SLICED, FAST
+            x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, 1.0, dtype, BLOCK_H, BLOCK_B, SLICED, FAST
         )
+        scale = 1.0 / inverse if BEGUN else 1.0
         buffers = shared_memory((2 if EXACT else 1) * units_bytes(BLOCK_H, BLOCK_B))
         if h_0_ptr is not None:
             # h_0 alone may be above 1, even infinite: its product needs a scale of its own, and has
@@ -472,9 +481,11 @@ def lstm_forward_kernel(
             z_ptr += begin_0 * (4 * GATE)
             now &= row + sequence_z < count_0
         x_i, x_f, x_g, x_o = load_gates(z_ptr + offs_z, now, GATE)
-        if AHEAD:
+        if b_i is not None:
+            b_i, b_f, b_g, b_o = scale * b_i, scale * b_f, scale * b_g, scale * b_o
+        if AHEAD == 2:
             z_i, z_f, z_g, z_o = gate_tiles(
-                x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, dtype, BLOCK_H, BLOCK_B, SLICED, FAST
+                x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, scale, dtype, BLOCK_H, BLOCK_B, SLICED, FAST
             )
             now = mask_z & (T > 2)
             if offsets_ptr is None:
@@ -494,28 +505,32 @@ def lstm_forward_kernel(
         for t in range(1, T):
             if resets_ptr is not None:
                 cut = load_cuts(resets_ptr, offsets_ptr, t, T, B, lane, reverse)
-            if AHEAD:
+            if AHEAD == 1:
+                z_i, z_f, z_g, z_o = gate_tiles(
+                    x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, scale, dtype, BLOCK_H, BLOCK_B, SLICED,
+                    FAST,
+                )  # fmt: skip
+            if BEGUN:
                 # The tensor core begins with z, known before h, so the chain has no addition.
                 d = from_gates(z_i, z_f, z_g, z_o)
                 d = product(w, to_operand(words, BLOCK_H, BLOCK_B, DOT), d)
                 z_i, z_f, z_g, z_o = to_gates(d)
-            elif EXACT:
-                d = exact_product(w, w_rest, words, rests, BLOCK_H, BLOCK_B, DOT)
             else:
-                d = product(w, to_operand(words, BLOCK_H, BLOCK_B, DOT))
-            n_i, n_f, n_g, n_o = gate_tiles(
-                x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, dtype, BLOCK_H, BLOCK_B, SLICED, FAST
-            )
-            if not AHEAD:
+                d = exact_product(w, w_rest, words, rests, BLOCK_H, BLOCK_B, DOT)
                 d_i, d_f, d_g, d_o = to_gates(d)
-                z_i, z_f = n_i + d_i * inverse, n_f + d_f * inverse
-                z_g, z_o = n_g + d_g * inverse, n_o + d_o * inverse
+                z_i, z_f = z_i + d_i * inverse, z_f + d_f * inverse
+                z_g, z_o = z_g + d_g * inverse, z_o + d_o * inverse
+            if AHEAD == 2:
+                n_i, n_f, n_g, n_o = gate_tiles(
+                    x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, scale, dtype, BLOCK_H, BLOCK_B, SLICED,
+                    FAST,
+                )  # fmt: skip
             # Of the step before
             tl.store(out_ptr + offs_h, p_h, mask=alive)
             if SAVED:
                 save_step(p_i, p_f, p_g, p_o, p_c, steps_ptr, SIZE)
                 steps_ptr += 5 * SIZE
-            now = mask_z & (t + 1 + AHEAD < T)
+            now = mask_z & (t + AHEAD < T)
             if offsets_ptr is None:
                 gates_ih_ptr += step_z
                 z_ptr = gates_ih_ptr
@@ -524,18 +539,18 @@ def lstm_forward_kernel(
                 active = lane < count_0
                 alive = mask & (row + sequence < count_0)
                 out_ptr = output_ptr + begin_0 * (D * H)
-                z_ptr = gates_ih_ptr + (begin_2 if AHEAD else begin_1) * (4 * GATE)
-                now &= row + sequence_z < (count_2 if AHEAD else count_1)
+                z_ptr = gates_ih_ptr + (begin_2 if AHEAD == 2 else begin_1) * (4 * GATE)
+                now &= row + sequence_z < (count_2 if AHEAD == 2 else count_1)
                 begin_0, count_0, begin_1, count_1 = begin_1, count_1, begin_2, count_2
                 begin_2, count_2 = step_rows(offsets_ptr, t + 3, T, reverse)
             x_i, x_f, x_g, x_o = load_gates(z_ptr + offs_z, now, GATE)
-            i, f, g, o, h, c = take_step(z_i, z_f, z_g, z_o, h, c, active, FAST, EXACT)
+            i, f, g, o, h, c = take_step(z_i, z_f, z_g, z_o, h, c, active, FAST, EXACT, inverse)
             p_h = from_tile(h, dtype, mask, SLICED)
             if SAVED:
                 p_i, p_f, p_g, p_o, p_c = pack_step(i, f, g, o, c, dtype, SLICED)
             if resets_ptr is not None:
                 h, c = clear(cut, h), clear(cut, c)
-            if AHEAD:
+            if AHEAD == 2:
                 # Fenced, or the compiler makes the sums only where they are used.
                 z_i, z_f, z_g, z_o = fence(n_i), fence(n_f), fence(n_g), fence(n_o)
             if EXACT:

@@ -21,10 +21,11 @@ from .layout import inline, uniform
 @inline
 def power_of_two(largest):
     """s with s * largest in [2^14, 2^15), just below float16's end, and 1 / s. Of any float32."""
-    exponent = (largest.to(tl.int32, bitcast=True) >> 23) & 255
-    exponent = tl.minimum(tl.maximum(exponent, 15), 254)
-    scale = ((268 - exponent) << 23).to(tl.float32, bitcast=True)
-    inverse = ((exponent - 14) << 23).to(tl.float32, bitcast=True)
+    # Exponents in place, above 23 bits of mantissa
+    exponent = largest.to(tl.int32, bitcast=True) & 0x7F800000
+    exponent = tl.minimum(tl.maximum(exponent, 15 << 23), 254 << 23)
+    scale = ((268 << 23) - 2**32 - exponent).to(tl.float32, bitcast=True)
+    inverse = (exponent - (14 << 23)).to(tl.float32, bitcast=True)
     return scale, inverse
 
 
@@ -50,8 +51,10 @@ def load_exact_weights(pointers, mask):
 
 
 @inline
-def load_weights(pointers, mask, factor, DOT: tl.constexpr):
-    """The weights times factor and a power of two, in DOT, and the inverse of that power."""
+def load_weights(pointers, mask, factor, DOT: tl.constexpr, LEAST: tl.constexpr = 0.0):
+    """The weights times factor and a power of two, in DOT, and the inverse of that power, which is
+    that of the largest weight or of LEAST.
+    """
     w = tl.load(pointers, mask=mask, other=0.0).to(tl.float32) * factor
     if pointers.dtype.element_ty == DOT:
         return w.to(DOT), 1.0
@@ -64,7 +67,8 @@ def load_weights(pointers, mask, factor, DOT: tl.constexpr):
         if uniform(((largest < 0x3C00) | (largest >= 0x7C00)).to(tl.int32)) > 0:  # 1, inf, NaN
             w = tl.load(pointers, mask=mask, other=0.0).to(tl.float32) * factor
             size = tl.abs(w)
-            scale, inverse = power_of_two(tl.max(tl.where(size < float("inf"), size, 0.0)))
+            size = tl.max(tl.where(size < float("inf"), size, 0.0))
+            scale, inverse = power_of_two(tl.maximum(size, LEAST))
             w = (w * scale).to(DOT)
         return w, inverse
 

@@ -11,7 +11,7 @@ from L2 where they fit. That and a launch bound it for few sequences.
 import triton
 import triton.language as tl
 
-from .cell import cell_factors, cell_forward
+from .cell import cell_factors, cell_forward, tanh
 from .layout import INTERPRETED, inline
 
 
@@ -141,7 +141,7 @@ def lstm_step_backward_kernel(
         dh = tl.load(grad_h_1_ptr + offs, mask=mask, other=0.0).to(tl.float32)
     if grad_c_1_ptr is not None:
         dc = tl.load(grad_c_1_ptr + offs, mask=mask, other=0.0).to(tl.float32)
-    k_i, k_f, k_g, k_o, k_c = cell_factors(i, f, g, o, c_prev, c, FAST, not FAST)
+    k_i, k_f, k_g, k_o, k_c = cell_factors(i, f, g, o, c_prev, tanh(c, FAST, not FAST))
     dc += k_c * dh
     grad_gates_ptr += row * (4 * H) + unit
     tl.store(grad_gates_ptr, (k_i * dc).to(dtype), mask=mask)

@@ -332,6 +332,15 @@ def test_weight_hh_of_any_size(size, device):
     assert_matches(case)
 
 
+# float32's sums are multiplied as its weights are, but not without limit.
+@pytest.mark.parametrize("size", [0, 1e-30, 1e-15])
+def test_weight_hh_next_to_nothing_at_every_step(size, device):
+    case = make_case(5, 5, 7, 20, device=device)
+    case.layers[0][1].mul_(size)
+    case.input *= 10
+    assert_matches(case)
+
+
 @expects_overflow
 def test_weight_hh_of_a_million_at_every_step(device):
     case = make_case(5, 5, 7, 20, device=device)
