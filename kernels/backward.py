@@ -59,7 +59,7 @@ from .operand import (
     split,
 )
 from .slices import (
-    launch,
+    launch_tiles,
     order_all_gates,
     part_offsets,
     sum_parts,
@@ -533,4 +533,4 @@ def lstm_backward(
         steps, weight_hh_t, grad_output, grad_h_n, grad_c_n, offsets, resets,
         grad_gates, grad_h_0, grad_c_0,
     )  # fmt: skip
-    launch(lstm_backward_kernel, arguments, layer, T, B, H, D, tile, meeting)
+    launch_tiles(lstm_backward_kernel, arguments, layer, T, B, H, D, tile, meeting)

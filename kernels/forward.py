@@ -50,7 +50,7 @@ from .layout import (
     zeros_tile,
 )
 from .operand import REST, load_exact_weights, load_weights, split, to_range
-from .slices import h_offsets, launch, load_h, slice_product, write_words
+from .slices import h_offsets, launch_tiles, load_h, slice_product, write_words
 
 # float32's sums are multiplied as its weights are. Of weights all below this, by no more than 2^60:
 # z times that overflows only where it saturates.
@@ -580,4 +580,4 @@ def lstm_forward(
         output, h_n, c_n, steps, weight_hh_t,
     )  # fmt: skip
     more = 0 if weight_hh_t is None else transposers(tile["BLOCK_H"])
-    launch(lstm_forward_kernel, arguments, layer, T, B, H, D, tile, meeting, more)
+    launch_tiles(lstm_forward_kernel, arguments, layer, T, B, H, D, tile, meeting, more)

@@ -41,6 +41,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from .launching import launch
 from .layout import INTERPRETED, fence, inline, product
 
 # For debugging: how often a word is read in vain before its reader says so and goes on with what is
@@ -60,17 +61,18 @@ class Meeting(NamedTuple):
     at_once: int
 
 
-def launch(kernel, arguments, layer, T, B, H, D, tile, meeting, more=0):
+def launch_tiles(kernel, arguments, layer, T, B, H, D, tile, meeting, more=0):
     """Launch forward or backward: all of it at once, or slices as they meet.
 
     more: programs besides those of the tiles, of one slice.
     """
-    tiles = triton.cdiv(B, tile["BLOCK_B"])
+    tiles = -(-B // tile["BLOCK_B"])
     if meeting is None:
-        grid = tiles + more, D
-        kernel[grid](*arguments, None, None, layer, T, B, None, None, None, None, H, D, **tile)
+        grid = tiles + more, D, 1
+        numbers = layer, T, B, None, None, None, None, H, D
+        launch(kernel, grid, *arguments, None, None, *numbers, **tile)
         return
-    S = triton.cdiv(H, tile["BLOCK_H"])
+    S = -(-H // tile["BLOCK_H"])
     exchange, states, at_once = meeting
     if at_once == 0:
         parts = [((tiles, D, S), t, t + 1, 0) for t in range(T)]
@@ -78,9 +80,11 @@ def launch(kernel, arguments, layer, T, B, H, D, tile, meeting, more=0):
         first_tiles = range(0, tiles, at_once)
         parts = [((min(at_once, tiles - n), D, S), 0, T, n) for n in first_tiles]
     for grid, begin, end, first_tile in parts:
-        kernel[grid](
-            *arguments, exchange, states, layer, T, B, begin, end, first_tile, tiles, H, D, **tile,
-            launch_cooperative_grid=at_once > 0,
+        numbers = layer, T, B, begin, end, first_tile, tiles, H, D
+        together = at_once > 0
+        launch(
+            kernel, grid, *arguments, exchange, states, *numbers, **tile,
+            launch_cooperative_grid=together,
         )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from .cell import cell_factors, cell_forward, tanh
+from .launching import launch
 from .layout import INTERPRETED, inline
 
 
@@ -167,7 +168,8 @@ def lstm_step(
     """Launch lstm_step_kernel, whose docstring has the shapes. tile: config.step_tile(...)."""
     (B, H), I = h_1.shape, input.shape[1]
     strides = [0 if x is None else x.stride(0) for x in (input, h_0, c_0)]
-    lstm_step_kernel[_grid(B, H, tile)](
+    launch(
+        lstm_step_kernel, _grid(B, H, tile),
         input, weight_ih, weight_hh, bias_ih, bias_hh, h_0, c_0, h_1, c_1, output, gates,
         B, I, H, *strides, **tile,
     )  # fmt: skip
@@ -176,7 +178,8 @@ def lstm_step(
 def lstm_step_backward(gates, c_0, c_1, grad_h_1, grad_c_1, grad_gates, grad_c_0, tile):
     """Launch lstm_step_backward_kernel, whose docstring has the shapes. tile: as forward had it."""
     B, H = c_1.shape
-    lstm_step_backward_kernel[_grid(B, H, tile)](
+    launch(
+        lstm_step_backward_kernel, _grid(B, H, tile),
         gates, c_0, c_1, grad_h_1, grad_c_1, grad_gates, grad_c_0,
         B, H, 0 if c_0 is None else c_0.stride(0), tile["BLOCK_B"], tile["BLOCK_H"],
         num_warps=tile["num_warps"],
@@ -184,4 +187,4 @@ def lstm_step_backward(gates, c_0, c_1, grad_h_1, grad_c_1, grad_gates, grad_c_0
 
 
 def _grid(B, H, tile):
-    return triton.cdiv(B, tile["BLOCK_B"]), triton.cdiv(H, tile["BLOCK_H"])
+    return -(-B // tile["BLOCK_B"]), -(-H // tile["BLOCK_H"]), 1

@@ -1,0 +1,139 @@
+"""Whether launching.Versions tells apart what Triton does: as a program it prints what is wrong.
+
+No GPU, and not in the interpreter: of a launch only the look at the arguments takes place.
+"""
+
+import itertools
+import json
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
+from triton.runtime.jit import create_function_from_signature
+
+from lstm.kernels import backward, config, forward, launching, slices, step
+
+
+def captured(function, *arguments, **keywords):
+    """What each kernel[grid](...) of a launcher is called with: kernel, arguments, keywords."""
+    calls = []
+
+    def launch(kernel, grid, *given, **options):
+        assert len(grid) == 3
+        calls.append((kernel, given, options))
+
+    for module in (slices, step):
+        module.launch = launch
+    function(*arguments, **keywords)
+    return calls
+
+
+def sequence_calls():
+    """Launches of both sequence kernels that differ in one thing or another."""
+    for H, dtype, T, B, D in [
+        (20, torch.float32, 5, 3, 1),
+        (20, torch.float32, 6, 3, 1),
+        (20, torch.float32, 1, 1, 2),
+        (20, torch.bfloat16, 5, 3, 1),
+        (16, torch.float16, 16, 16, 1),
+        (1, torch.float32, 1, 1, 1),
+        (37, torch.float32, 5, 3, 1),
+    ]:
+        for exact in (False, True) if dtype == torch.float32 else (False,):
+            tile = config.tile(H, B, dtype.itemsize, exact=exact)
+            size = tile["BLOCK_H"] * tile["BLOCK_B"]
+
+            def tensor(*shape, offset=0, dtype=dtype):
+                numbers = torch.Size(shape).numel()
+                return torch.zeros(numbers + 8, dtype=dtype)[offset : offset + numbers].view(shape)
+
+            for offset, bias, state, saved, packed, resets in itertools.product(
+                (0, 1), (False, True), (False, True), (False, True), (False, True), (False, True)
+            ):
+                gates = tensor(D, T, B, 4, H)
+                biases = [tensor(D, 4, H, offset=offset)] * 2 if bias else [None, None]
+                states = [tensor(D, B, H, offset=offset)] * 2 if state else [None, None]
+                steps = tensor(D, 1, 1 + 5 * T, size) if saved else None
+                offsets = torch.zeros(T + 1, dtype=torch.int64) if packed else None
+                cuts = torch.zeros(T, B, dtype=torch.uint8) if resets else None
+                weight = tensor(D, 4, H, H, offset=offset)
+                output, h_n = tensor(T, B, D, H), tensor(D, B, H)
+                transposed = tensor(D, H, 4, H) if saved else None
+                yield from captured(
+                    forward.lstm_forward, gates, *biases, weight, *states, output, h_n, h_n, steps,
+                    transposed, 0, D, T, B, tile, offsets, cuts,
+                )  # fmt: skip
+                if saved:
+                    grad = tensor(T, B, D, H, offset=offset)
+                    yield from captured(
+                        backward.lstm_backward, steps, transposed, grad, *states, gates, *states,
+                        0, D, T, B, tile, offsets, cuts,
+                    )  # fmt: skip
+
+
+def sliced_calls():
+    """Launches of several slices, which have all arguments."""
+    T, B, H, D = 3, 20, 200, 1
+    for dtype, at_once in itertools.product((torch.float32, torch.bfloat16), (0, 1, 2)):
+        tile = config.tile(H, B, dtype.itemsize)
+        x = torch.zeros(64, dtype=dtype)
+        words = torch.zeros(64)
+        meeting = slices.Meeting(words, words if at_once == 0 else None, at_once)
+        yield from captured(
+            forward.lstm_forward, x, x, x, x, None, x, x, _states(H, dtype), _states(H, dtype), x,
+            None, 0, D, T, B, tile, None, None, meeting,
+        )  # fmt: skip
+
+
+def _states(H, dtype):
+    return torch.zeros(1, 1, H, dtype=dtype)
+
+
+def step_calls():
+    """Launches of both kernels of a step."""
+    for B, I, H, dtype in [
+        (1, 1, 1, torch.float32),
+        (5, 16, 20, torch.float32),
+        (5, 20, 16, torch.bfloat16),
+        (70, 20, 16, torch.bfloat16),
+        (7, 20, 16, torch.bfloat16),
+    ]:
+        tile = config.step_tile(B, dtype.itemsize)
+        x, h = torch.zeros(B, I, dtype=dtype), torch.zeros(B, H, dtype=dtype)
+        wide = torch.zeros(B, 2 * H, dtype=dtype)[:, :H]
+        weights = torch.zeros(4 * H, I, dtype=dtype), torch.zeros(4 * H, H, dtype=dtype)
+        gates = torch.zeros(B, 4, H, dtype=dtype)
+        for state in (None, h, wide):
+            yield from captured(
+                step.lstm_step, x, *weights, None, None, state, state, h, h, None, gates, tile
+            )
+            yield from captured(
+                step.lstm_step_backward, gates, state, h, h, None, gates, state, tile
+            )
+
+
+def main():
+    calls = [*sequence_calls(), *sliced_calls(), *step_calls()]
+    backend = make_backend(GPUTarget("cuda", 90, 32))
+    binders, seen, wrong = {}, {}, []
+    for kernel, arguments, keywords in calls:
+        if kernel.fn not in binders:
+            binder = create_function_from_signature(kernel.signature, kernel.params, backend)
+            binders[kernel.fn] = binder, launching.Versions(kernel)
+        binder, versions = binders[kernel.fn]
+        bound, looked_at, options = binder(*arguments, **keywords)
+        names = versions.names[len(arguments) :]
+        whole = [*arguments, *[keywords[name] for name in names]]
+        if not all(a is b for a, b in zip(whole, bound.values(), strict=True)):
+            wrong.append(f"{kernel.fn.__name__}: other arguments than Triton's")
+        key = kernel.fn.__name__, *versions.key(whole, keywords)
+        triton_key = str(looked_at), str(options)
+        if seen.setdefault(key, triton_key) != triton_key:
+            wrong.append(f"{key}: both {seen[key]} and {triton_key}")
+    print(json.dumps({"calls": len(calls), "versions": len(seen), "wrong": wrong}))
+
+
+if __name__ == "__main__":
+    assert not triton.knobs.runtime.interpret
+    main()
