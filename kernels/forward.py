@@ -317,14 +317,14 @@ def lstm_forward_kernel(
     unit = wr * 2 + block // 2
     if SLICED:
         unit += tl.program_id(2) * BLOCK_H
-    halved = tl.where((gate == 2) | (not FAST), 1.0, 0.5)
+    factor = tl.where(gate == 2, 1.0, 0.5) if FAST else 1.0
     weights = weight_hh_ptr + (gate * H + unit) * H + k
     if EXACT:
         w, w_rest, inverse = load_exact_weights(weights, (unit < H) & (k < H))
         w_rest = to_operands(pin(w_rest), NUM_WARPS, BLOCK_K // PARTS, VEC, OWN, 1, 4, 4)
         w_rest = rows_in_order(w_rest)
     else:
-        w, inverse = load_weights(weights, (unit < H) & (k < H), halved, DOT, LEAST)
+        w, inverse = load_weights(weights, (unit < H) & (k < H), factor, DOT, LEAST)
     # h from memory is put together by joins, which make kWidth 4 (Triton 3.6, 3.8).
     w = rows_in_order(to_operands(pin(w), NUM_WARPS, BLOCK_K // PARTS, VEC, OWN, 1, 4, 4))
 
