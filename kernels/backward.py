@@ -100,8 +100,8 @@ def step_factors(
     s_i, s_f, s_g, s_o, s_c, tanh_c, cut, dtype: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCK_B: tl.constexpr,
 ):  # fmt: skip
-    """`cell_factors` of a saved step that left c, then f and the c before it. cut: of which
-    sequences that c is not this step's, None for none.
+    """`cell_factors` of a saved step, whose c has this tanh, then f and the c before it. cut: of
+    which sequences that one is not this step's, None for none.
     """
     i = unpack(s_i, BLOCK_H, BLOCK_B, False, dtype)
     f = unpack(s_f, BLOCK_H, BLOCK_B, False, dtype)
@@ -464,7 +464,7 @@ def lstm_backward_kernel(
                 before = read_largest(largest, tables + (s + 1) % 2 * TABLE)
                 new_scale, new_inverse = power_of_two(before * ROOM)
                 write_largest(largest, tables + s % 2 * TABLE)
-            # Of the step before in time, here under the product; fenced, or it moves.
+            # Of the c before, the next step's, here under the product; fenced, or it moves.
             tanh_c = fence(tanh(c, FAST, EXACT))
             dh = gates_product(w_if, w_go, words, BLOCK_H, BLOCK_B, DOT)
             if EXACT:

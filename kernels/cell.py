@@ -136,7 +136,7 @@ def cell_forward(z_i, z_f, z_g, z_o, c, FAST: tl.constexpr, EXACT: tl.constexpr,
 @inline
 def cell_factors(i, f, g, o, c_prev, tanh_c):
     """What one step of backward multiplies dh and dc with, so all of it that can be known before
-    either.
+    either. tanh_c: of the c that the step left.
 
     dc += k_c dh;   di, df, dg, do = k_i dc, k_f dc, k_g dc, k_o dh   (of z);   dc_prev = f dc
     """
