@@ -390,9 +390,10 @@ def lstm_backward_kernel(
             cut = None
         else:
             cut_1 = load_cuts(resets_ptr, offsets_ptr, 1, T, B, lane, 1 - reverse)
+        tanh_c = tanh(c, FAST, EXACT)
         if AHEAD:
             k_i, k_f, k_g, k_o, k_c, f, c = step_factors(
-                s_i, s_f, s_g, s_o, s_c, tanh(c, FAST, EXACT), cut, dtype, BLOCK_H, BLOCK_B
+                s_i, s_f, s_g, s_o, s_c, tanh_c, cut, dtype, BLOCK_H, BLOCK_B
             )
             # After the last step the same again, which nobody uses.
             steps_ptr -= (T > 1).to(tl.int32) * (5 * SAVED)
@@ -406,7 +407,6 @@ def lstm_backward_kernel(
             given = tl.maximum(tl.abs(dh), tl.abs(dc))
             write_largest(given, tables + TABLE)
             scale, inverse_s = power_of_two(tl.max(given, axis=0)[None, :] * ROOM)
-        tanh_c = tanh(c, FAST, EXACT)
         # The order in here is the compiler's hint: what nobody waits for stands below the exchange,
         # under whose product it then takes place.
         for s in range(0, T):

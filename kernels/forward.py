@@ -254,9 +254,6 @@ def lstm_forward_kernel(
     SIZE: tl.constexpr = BLOCK_H * BLOCK_B
     SLICED: tl.constexpr = BLOCK_K > BLOCK_H
     SAVED: tl.constexpr = steps_ptr is not None
-    # Whether the product begins with z, made before h is there. EXACT adds it last: the tensor core
-    # cuts where float32 rounds.
-    BEGUN: tl.constexpr = not EXACT and not SLICED
     # How many steps ahead gates are loaded. Of float32 the registers are too few for two.
     AHEAD: tl.constexpr = 2 if FAST else 1
     S: tl.constexpr = (H + BLOCK_H - 1) // BLOCK_H
@@ -447,7 +444,7 @@ def lstm_forward_kernel(
         z_i, z_f, z_g, z_o = gate_tiles(
             x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, 1.0, dtype, BLOCK_H, BLOCK_B, SLICED, FAST
         )
-        scale = 1.0 / inverse if BEGUN else 1.0
+        scale = 1.0 if EXACT else 1.0 / inverse
         buffers = shared_memory((2 if EXACT else 1) * units_bytes(BLOCK_H, BLOCK_B))
         if h_0_ptr is not None:
             # h_0 alone may be above 1, even infinite: its product needs a scale of its own, and has
@@ -510,16 +507,17 @@ def lstm_forward_kernel(
                     x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, scale, dtype, BLOCK_H, BLOCK_B, SLICED,
                     FAST,
                 )  # fmt: skip
-            if BEGUN:
-                # The tensor core begins with z, known before h, so the chain has no addition.
-                d = from_gates(z_i, z_f, z_g, z_o)
-                d = product(w, to_operand(words, BLOCK_H, BLOCK_B, DOT), d)
-                z_i, z_f, z_g, z_o = to_gates(d)
-            else:
+            if EXACT:
+                # Here z comes last: the tensor core cuts what float32 rounds.
                 d = exact_product(w, w_rest, words, rests, BLOCK_H, BLOCK_B, DOT)
                 d_i, d_f, d_g, d_o = to_gates(d)
                 z_i, z_f = z_i + d_i * inverse, z_f + d_f * inverse
                 z_g, z_o = z_g + d_g * inverse, z_o + d_o * inverse
+            else:
+                # The tensor core begins with z, known before h, so the chain has no addition.
+                d = from_gates(z_i, z_f, z_g, z_o)
+                d = product(w, to_operand(words, BLOCK_H, BLOCK_B, DOT), d)
+                z_i, z_f, z_g, z_o = to_gates(d)
             if AHEAD == 2:
                 n_i, n_f, n_g, n_o = gate_tiles(
                     x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, scale, dtype, BLOCK_H, BLOCK_B, SLICED,

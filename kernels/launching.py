@@ -40,8 +40,12 @@ class Versions:
         if sorted(ignored, reverse=True) != ignored:
             raise ValueError(f"{kernel.fn.__name__}: numbers that are looked at stand last")
 
+    def whole(self, arguments, keywords):
+        """All arguments of the kernel, in order, of which some may be given by name."""
+        return [*arguments, *[keywords[name] for name in self.names[len(arguments) :]]]
+
     def launch(self, grid, arguments, keywords):
-        whole = [*arguments, *[keywords[name] for name in self.names[len(arguments) :]]]
+        whole = self.whole(arguments, keywords)
         key = self.key(whole, keywords)
         compiled = self.compiled.get(key)
         if compiled is None:
@@ -51,7 +55,7 @@ class Versions:
 
     def key(self, arguments, options):
         """What the compiled kernel depends on: the same only for arguments between which Triton
-        makes no difference. All arguments, in order; options: the compiler's, at least.
+        makes no difference. arguments: as `whole` has them; options: the compiler's, at least.
         """
         first = arguments[0]
         return (

@@ -21,7 +21,7 @@ from .layout import inline, uniform
 @inline
 def power_of_two(largest):
     """s with s * largest in [2^14, 2^15), just below float16's end, and 1 / s. Of any float32."""
-    # Exponents in place, above 23 bits of mantissa
+    # Exponents in place, above 23 bits of mantissa. 268 takes nine bits: modulo 2^32.
     exponent = largest.to(tl.int32, bitcast=True) & 0x7F800000
     exponent = tl.minimum(tl.maximum(exponent, 15 << 23), 254 << 23)
     scale = ((268 << 23) - 2**32 - exponent).to(tl.float32, bitcast=True)
@@ -67,8 +67,8 @@ def load_weights(pointers, mask, factor, DOT: tl.constexpr, LEAST: tl.constexpr 
         if uniform(((largest < 0x3C00) | (largest >= 0x7C00)).to(tl.int32)) > 0:  # 1, inf, NaN
             w = tl.load(pointers, mask=mask, other=0.0).to(tl.float32) * factor
             size = tl.abs(w)
-            size = tl.max(tl.where(size < float("inf"), size, 0.0))
-            scale, inverse = power_of_two(tl.maximum(size, LEAST))
+            largest_size = tl.max(tl.where(size < float("inf"), size, 0.0))
+            scale, inverse = power_of_two(tl.maximum(largest_size, LEAST))
             w = (w * scale).to(DOT)
         return w, inverse
 

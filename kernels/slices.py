@@ -41,6 +41,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from . import config
 from .launching import launch
 from .layout import INTERPRETED, fence, inline, product
 
@@ -72,7 +73,7 @@ def launch_tiles(kernel, arguments, layer, T, B, H, D, tile, meeting, more=0):
         numbers = layer, T, B, None, None, None, None, H, D
         launch(kernel, grid, *arguments, None, None, *numbers, **tile)
         return
-    S = -(-H // tile["BLOCK_H"])
+    S = config.slices(H, tile)
     exchange, states, at_once = meeting
     if at_once == 0:
         parts = [((tiles, D, S), t, t + 1, 0) for t in range(T)]
@@ -81,10 +82,9 @@ def launch_tiles(kernel, arguments, layer, T, B, H, D, tile, meeting, more=0):
         parts = [((min(at_once, tiles - n), D, S), 0, T, n) for n in first_tiles]
     for grid, begin, end, first_tile in parts:
         numbers = layer, T, B, begin, end, first_tile, tiles, H, D
-        together = at_once > 0
         launch(
             kernel, grid, *arguments, exchange, states, *numbers, **tile,
-            launch_cooperative_grid=together,
+            launch_cooperative_grid=at_once > 0,
         )  # fmt: skip
 
 

@@ -22,10 +22,7 @@ class Stub(JITFunction):
     def __init__(self):
         self.fn, self.launches = object(), []
         self.arg_names = ["x_ptr", "y_ptr", "T", "H"]
-        self.params = [
-            SimpleNamespace(num=n, do_not_specialize=name == "T")
-            for n, name in enumerate(self.arg_names)
-        ]
+        self.params = [SimpleNamespace(do_not_specialize=name == "T") for name in self.arg_names]
 
     def __getitem__(self, grid):
         def launch(*arguments, **keywords):
@@ -77,10 +74,9 @@ def test_second_launch_is_of_the_compiled_kernel(stub):
 )
 def test_other_arguments_are_another_version(stub, other):
     given = {"x": torch.zeros(4), "y": None, "T": 5, "H": 8, "num_warps": 4}
-    for changed in (given, given | other):
-        x, y, T, *options = changed.values()
-        names = list(changed)[3:]
-        launching.launch(stub, (1, 1, 1), x, y, T, **dict(zip(names, options, strict=True)))
+    for changed in (dict(given), given | other):
+        x, y, T = (changed.pop(name) for name in ("x", "y", "T"))
+        launching.launch(stub, (1, 1, 1), x, y, T, **changed)
     assert [launch[0] for launch in stub.launches] == ["kernel", "kernel"]
 
 

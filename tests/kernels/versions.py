@@ -77,17 +77,13 @@ def sliced_calls():
     T, B, H, D = 3, 20, 200, 1
     for dtype, at_once in itertools.product((torch.float32, torch.bfloat16), (0, 1, 2)):
         tile = config.tile(H, B, dtype.itemsize)
-        x = torch.zeros(64, dtype=dtype)
+        x, state = torch.zeros(64, dtype=dtype), torch.zeros(1, 1, H, dtype=dtype)
         words = torch.zeros(64)
         meeting = slices.Meeting(words, words if at_once == 0 else None, at_once)
         yield from captured(
-            forward.lstm_forward, x, x, x, x, None, x, x, _states(H, dtype), _states(H, dtype), x,
-            None, 0, D, T, B, tile, None, None, meeting,
+            forward.lstm_forward, x, x, x, x, None, x, x, state, state, x, None,
+            0, D, T, B, tile, None, None, meeting,
         )  # fmt: skip
-
-
-def _states(H, dtype):
-    return torch.zeros(1, 1, H, dtype=dtype)
 
 
 def step_calls():
@@ -123,8 +119,7 @@ def main():
             binders[kernel.fn] = binder, launching.Versions(kernel)
         binder, versions = binders[kernel.fn]
         bound, looked_at, options = binder(*arguments, **keywords)
-        names = versions.names[len(arguments) :]
-        whole = [*arguments, *[keywords[name] for name in names]]
+        whole = versions.whole(arguments, keywords)
         if not all(a is b for a, b in zip(whole, bound.values(), strict=True)):
             wrong.append(f"{kernel.fn.__name__}: other arguments than Triton's")
         key = kernel.fn.__name__, *versions.key(whole, keywords)
