@@ -115,7 +115,7 @@ def _sanitizer(made, run):
 def _cycles(made, run):
     cycles = run["cycles_per_step"]
     count = "no clock" if cycles is None else f"{cycles:.0f} cycles"
-    sizes = f"H={made['case']['H']} {made['case']['dtype']}"
+    sizes = f"H={made['case']['H']} B={made['case']['B']} {made['case']['dtype']}"
     return f"{run['kernel']} kernel, {sizes}: {count}, {run['us_per_step']:.3f} us a step"
 
 

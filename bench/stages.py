@@ -17,7 +17,8 @@ from statistics import median
 import torch
 
 from bench import cases, record, timing
-from lstm.kernels import backward, forward
+from lstm.kernels import backward, config, forward
+from lstm.plan import multiprocessors
 
 ROOT = Path(__file__).parents[1]
 
@@ -206,10 +207,13 @@ def cycles(run):
     """Cycles per time step of each kernel, from two lengths: launch and loading cancel out."""
     clock_hz = sm_clock(run.device)
     short, long = (2, 4) if run.rehearse else CYCLE_LENGTHS
-    for H, dtype in product([16] if run.rehearse else [128, 64, 32], cases.DTYPES):
+    # Tiles of two sequences, of four and of eight, as many as there is room for
+    room = config.room(128, multiprocessors(run.device))
+    sizes = [(16, 8)] if run.rehearse else [(128, b * room) for b in (2, 4, 8)] + [(64, 8), (32, 8)]
+    for (H, B), dtype in product(sizes, cases.DTYPES):
         of_length = {}
         for T in (short, long):
-            case = cases.Case("forward+backward", T, 8, H, H, 1, dtype)
+            case = cases.Case("forward+backward", T, B, H, H, 1, dtype)
             work = cases.subject("lstm", case, run.device)
             of_length[T] = kernel_seconds(work, warm_up=2, calls=1 if run.rehearse else 20)
         for kernel in ("forward", "backward"):

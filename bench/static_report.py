@@ -49,6 +49,10 @@ KERNELS = {
     "backward, packed": (lstm_backward_kernel, 2, ()),
     "forward, resets": (lstm_forward_kernel, 1, ("offsets_ptr",)),
     "backward, resets": (lstm_backward_kernel, 1, ("offsets_ptr",)),
+    "forward, 4 sequences": (lstm_forward_kernel, 1, ("offsets_ptr",)),
+    "backward, 4 sequences": (lstm_backward_kernel, 1, ("offsets_ptr",)),
+    "forward, 2 sequences": (lstm_forward_kernel, 1, ("offsets_ptr",)),
+    "backward, 2 sequences": (lstm_backward_kernel, 1, ("offsets_ptr",)),
     "forward, exact": (lstm_forward_kernel, 1, ("offsets_ptr",)),
     "backward, exact": (lstm_backward_kernel, 1, ("offsets_ptr",)),
     "forward, sliced": (lstm_forward_kernel, 1, ("offsets_ptr", "h_0_ptr")),
@@ -67,8 +71,9 @@ KERNELS = {
 # What a launch of one slice has none of, and several slices that meet have all of but states.
 SLICE_ARGUMENTS = ("exchange_ptr", "states_ptr", "begin", "end", "first_tile", "tiles")
 SLICED_KERNELS = tuple(name for name in KERNELS if "sliced" in name)
-# Tiles of sixteen sequences
+# Of slices, tiles of sixteen sequences; of one slice, tiles of fewer than eight
 WIDE_KERNELS = tuple(name for name in KERNELS if name.endswith("wide"))
+NARROW_KERNELS = tuple(name for name in KERNELS if name.endswith(" sequences"))
 # float32 with TF32 switched off, and no other dtype
 EXACT_KERNELS = ("forward, exact", "backward, exact")
 # No time loop: their figures are of the loop over the inputs, or of the whole kernel.
@@ -87,18 +92,20 @@ CARDS = {
     120: (1536, 24, 100 * 1024),
 }
 
-# Sizes compiled for every card: the largest, whose weights leave the fewest registers.
+# Compiled for every card: the largest size, whose weights leave the fewest registers. float16, as
+# bfloat16 but for the conversion of numbers, only for the two cards that most have.
 MAIN_SIZES = (128,)
-# A size for each other (BLOCK_H, VEC), each on one card for each dtype: what sets these apart is
-# how many numbers one access moves, which no card changes, and all on all take a quarter hour.
+MAIN_DTYPES = ("float32", "bfloat16")
+MAIN_CARDS = (80, 90)
+# A size for each other (BLOCK_H, VEC), each on one card for each main dtype: what sets these apart
+# is how many numbers one access moves, which no card changes, and all on all take a quarter hour.
 #   BLOCK_H 32: VEC 1, 2, 8, 4;   64: 1, 2, 8, 4;   128: 1, 2, 4
 OTHER_SIZES = (1, 10, 16, 31, 22, 20, 24, 37, 50, 64, 36, 101, 70, 100)
 # Of a step, where rows are aligned to a single number, to 16 bytes, and there is but one number.
 STEP_SIZES = (128, 37, 1)
-# Of slices: each number of warps for each dtype on the two cards that most have; then each number
-# of weights that a thread reads at once, the other kernels, and the other cards, one for each.
+# Of slices: each number of warps for each dtype on the main cards; then each number of weights that
+# a thread reads at once, the other kernels, and the other cards, one for each.
 SLICED_SIZES = (256, 512, 1024)
-SLICED_CARDS = (80, 90)
 OTHER_SLICED_SIZES = (129, 190, 257, 510, 513, 1022)
 # Compiled for all of these. The other kernels are the same with stores left out, or with another
 # first address: one card for each dtype, all of them with --all.
@@ -140,7 +147,10 @@ class Configuration:
             if self.kernel == "step, backward":
                 tile = {name: tile[name] for name in ("BLOCK_B", "BLOCK_H", "num_warps")}
             return tile
-        exact, block_b = self.kernel in EXACT_KERNELS, 16 if self.kernel in WIDE_KERNELS else 8
+        block_b = 16 if self.kernel in WIDE_KERNELS else 8
+        if self.kernel in NARROW_KERNELS:
+            block_b = int(self.kernel.split()[1])
+        exact = self.kernel in EXACT_KERNELS
         return config.tile(self.hidden_size, 1, itemsize, exact=exact, block_b=block_b)
 
 
@@ -155,44 +165,49 @@ def configurations(cards=tuple(CARDS), everything=False) -> list[Configuration]:
     chosen = []
 
     def add(kernels, size, dtype, on):
-        """Kernels for all of these cards, or for the one that is number `on`."""
-        here = [card for card in cards if on is None or card == tuple(CARDS)[on % len(CARDS)]]
+        """Kernels for those of the cards that are in `on`, or for the one that is number `on`."""
+        on = [tuple(CARDS)[on % len(CARDS)]] if isinstance(on, int) else on
+        here = [card for card in cards if card in on]
         chosen.extend(
             Configuration(kernel, size, dtype, card) for card in here for kernel in kernels
         )
 
-    apart = EXACT_KERNELS + STEP_KERNELS + SLICED_KERNELS
+    apart = NARROW_KERNELS + EXACT_KERNELS + STEP_KERNELS + SLICED_KERNELS
     common = [kernel for kernel in KERNELS if kernel not in apart]
     variants = [kernel for kernel in common if kernel not in MAIN_KERNELS]
     for d, (size, dtype) in enumerate(main):
-        add(MAIN_KERNELS, size, dtype, None)
-        add(variants, size, dtype, None if everything else 2 * d + 1)
+        add(MAIN_KERNELS, size, dtype, CARDS if everything or dtype in MAIN_DTYPES else MAIN_CARDS)
+        if everything or dtype in MAIN_DTYPES:
+            add(variants, size, dtype, CARDS if everything else 2 * d + 1)
+            add(NARROW_KERNELS, size, dtype, CARDS if everything else MAIN_CARDS)
     for s, size in enumerate(OTHER_SIZES):
-        for d, dtype in enumerate(POINTERS):
+        for d, dtype in enumerate(POINTERS if everything else MAIN_DTYPES):
             # float32 has no VEC 8: there a size may be of the kind of an earlier one.
             if _kind(size, dtype) not in kinds:
                 kinds.add(_kind(size, dtype))
                 if everything:
-                    add(common, size, dtype, None)
+                    add(common + list(NARROW_KERNELS), size, dtype, CARDS)
                 else:
                     add(MAIN_KERNELS, size, dtype, s + 2 * d)
+        if s % 2 and not everything:
+            # Of fewer sequences for every second size, one number of them and one dtype
+            add(NARROW_KERNELS[s // 2 % 2 * 2 :][:2], size, MAIN_DTYPES[s // 4 % 2], s)
     exact_kinds = set()
     for s, size in enumerate(OTHER_SIZES):
         if size <= config.MAX_EXACT_HIDDEN_SIZE and _kind(size, "float32") not in exact_kinds:
             exact_kinds.add(_kind(size, "float32"))
-            add(EXACT_KERNELS, size, "float32", None if everything else s)
+            add(EXACT_KERNELS, size, "float32", CARDS if everything else s)
     for s, size in enumerate(STEP_SIZES):
         for d, dtype in enumerate(POINTERS):
             kernels = [k for k in STEP_KERNELS if k != "step, tf32" or dtype == "float32"]
-            add(kernels, size, dtype, None if everything else s + 2 * d)
+            add(kernels, size, dtype, CARDS if everything else s + 2 * d)
     sliced = SLICED_KERNELS[:2]
     for s, size in enumerate(SLICED_SIZES + OTHER_SLICED_SIZES):
         for d, dtype in enumerate(POINTERS):
             if everything:
-                add(SLICED_KERNELS, size, dtype, None)
+                add(SLICED_KERNELS, size, dtype, CARDS)
             elif size in SLICED_SIZES:
-                for card in SLICED_CARDS:
-                    add(sliced, size, dtype, tuple(CARDS).index(card))
+                add(sliced, size, dtype, MAIN_CARDS)
                 add(SLICED_KERNELS[2:] if d == s else SLICED_KERNELS[2:4], size, dtype, s + 2 * d)
             elif d == s % 3:
                 add(sliced, size, dtype, s)
@@ -352,11 +367,13 @@ def limits(configuration: Configuration) -> dict[str, int]:
     # or two of each. Every warp needs all of them, in 32-bit registers of its 32 lanes, four to a
     # read. W_hh takes BLOCK_H such registers, so reading even a quarter of it again adds
     # BLOCK_H / 16 reads.
-    exchanged = tile["BLOCK_H"] * tile["BLOCK_B"] * (4 if backward else 1) // 64
+    exchanged = tile["BLOCK_H"] * max(8, tile["BLOCK_B"]) * (4 if backward else 1) // 64
     reads = -(-exchanged // 4) * (2 if exact or again else 1)
     # Numbers of a tile in one thread; an access moves both units of a pair if rows are aligned so.
     numbers = tile["BLOCK_H"] * tile["BLOCK_B"] // (32 * warps)
-    accesses = numbers if configuration.hidden_size % 2 else numbers // 2
+    accesses = numbers if configuration.hidden_size % 2 else max(1, numbers // 2)
+    # Sequences of a thread, and steps from lane to lane over those that have the same ones
+    sequences, lanes = max(1, tile["BLOCK_B"] // 4), 4 if tile["BLOCK_B"] == 2 else 3
     # Backward reads i, f, g, o and c, 16 bytes at once, and one tile: grad_output.
     saved = -(-numbers * ITEMSIZE[configuration.dtype] // 16)
     return {
@@ -368,10 +385,10 @@ def limits(configuration: Configuration) -> dict[str, int]:
         # Packed also where the rows of a later step begin and end; resets of a thread's sequences.
         "ldg": (5 * saved + accesses if backward else 4 * accesses)
         + 2 * packed
-        + resets * tile["BLOCK_B"] // 4,
-        # The scale's maximum over the lanes of a sequence: three steps for each of a thread's
-        # sequences, again after the one over the warps; of what lags half as often once more.
-        "shfl": scaled * 3 * numbers + again * 9 * numbers // 2,
+        + resets * sequences,
+        # The scale's maximum over the lanes of a sequence and then the warps, for each of a
+        # thread's sequences, and of what lags for two sequences at once.
+        "shfl": (lanes + 3) * (scaled * sequences + again * -(-sequences // 2)),
     }
 
 

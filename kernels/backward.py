@@ -137,7 +137,7 @@ def gates_product(
     i, f, g, o = words
     dh_if = product(w_if, to_gate_operand(i, f, BLOCK_H, BLOCK_B, DOT))
     dh_go = product(w_go, to_gate_operand(g, o, BLOCK_H, BLOCK_B, DOT))
-    return to_units(dh_if) + to_units(dh_go)
+    return to_units(dh_if, BLOCK_B) + to_units(dh_go, BLOCK_B)
 
 
 @triton.jit(
@@ -192,7 +192,7 @@ def lstm_backward_kernel(
     GROUPS: tl.constexpr = 4 if SLICED else 2
     BLOCKS: tl.constexpr = BLOCK_K // (16 * NUM_WARPS) if SLICED else 2
     # Saved steps of 16 bits are read as words of two numbers.
-    SAVED: tl.constexpr = SIZE if FLOAT32 or SLICED else SIZE // 2
+    SAVED: tl.constexpr = SIZE if FLOAT32 or SLICED or BLOCK_B == 2 else SIZE // 2
     if SAVED < SIZE:
         steps_ptr = steps_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
     tile = tl.program_id(0).to(tl.int64)

@@ -34,8 +34,6 @@ def tile(hidden_size, batch, itemsize, interpreted=False, exact=False, block_b=8
     return {
         "BLOCK_H": block_h,
         "BLOCK_K": block_k,
-        # Eight sequences are the tensor core's narrowest tile: the more programs, the more
-        # multiprocessors work.
         "BLOCK_B": min(max(8, 1 << (batch - 1).bit_length()), 1024) if interpreted else block_b,
         # Weights a thread reads at once: 16 bytes, as far as rows of H weights stay aligned and
         # four lanes share one.
@@ -54,6 +52,23 @@ def tile(hidden_size, batch, itemsize, interpreted=False, exact=False, block_b=8
         # sm_89). The latency of one program is what counts.
         "maxnreg": 255,
     }
+
+
+def room(hidden_size, multiprocessors):
+    """Programs of one slice that a card runs at once, each as fast as alone: a multiprocessor has
+    four schedulers, for one warp each, and where a program has more warps, for one program.
+    """
+    return multiprocessors * max(1, 4 // tile(hidden_size, 1, 4)["num_warps"])
+
+
+def sequences(hidden_size, batch, directions, multiprocessors):
+    """Of each tile of one slice: the fewest of 2, 4 and 8 for which there is room.
+
+    The tensor core multiplies eight in any case, but of fewer each thread has fewer cells, and a
+    step takes less time.
+    """
+    at_once = room(hidden_size, multiprocessors)
+    return next((b for b in (2, 4) if directions * -(-batch // b) <= at_once), 8)
 
 
 def capacity(batch, hidden_size, interpreted=False):

@@ -15,7 +15,7 @@ nothing is exchanged.
 import triton
 import triton.language as tl
 
-from .layout import INTERPRETED, fence, inline, order_gates, order_units, split_units
+from .layout import INTERPRETED, fence, inline, order_gates, order_units, repeat, split_units
 
 
 @triton.constexpr_function
@@ -25,17 +25,17 @@ def own_units(block_h):
 
 
 @triton.constexpr_function
-def _row_bytes(block_h):
-    """Of one sequence. 16 bytes more than its units keep the writing of neighbouring sequences, and
-    their reading where a thread has 16 units, apart in the banks.
+def _row_bytes(size, block_b):
+    """Of one sequence, whose numbers are `size` bytes. What it has more of them keeps apart in the
+    banks what the lanes write for different sequences, and read where a thread has 16 units.
     """
-    return 2 * block_h + 16
+    return size + 128 // min(8, block_b)
 
 
 @triton.constexpr_function
 def units_bytes(block_h, block_b):
     """Both buffers of a tile."""
-    return 2 * block_b * _row_bytes(block_h)
+    return 2 * block_b * _row_bytes(2 * block_h, block_b)
 
 
 @triton.constexpr_function
@@ -64,15 +64,28 @@ def write_units(h, address):
     if not INTERPRETED:
         BLOCK_H: tl.constexpr = h.shape[0]
         BLOCK_B: tl.constexpr = h.shape[1]
-        ROW: tl.constexpr = _row_bytes(BLOCK_H)
-        h_0, h_1 = split_units(h)
-        pair = tl.arange(0, BLOCK_H // 2)[:, None]
-        pair = pair // 4 * 4 + pair % 2 * 2 + pair // 2 % 2
-        address += tl.arange(0, BLOCK_B)[None, :] * ROW + pair * 4
-        tl.inline_asm_elementwise(
-            "{ .reg .b32 pair; mov.b32 pair, {$2, $3}; st.shared.b32 [$1], pair; mov.b32 $0, 0; }",
-            "=r,r,h,h", [address, h_0, h_1], dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
+        address += tl.arange(0, BLOCK_B)[None, :] * _row_bytes(2 * BLOCK_H, BLOCK_B)
+        if BLOCK_B == 2:
+            # One unit a thread
+            unit = tl.arange(0, BLOCK_H)[:, None]
+            tl.inline_asm_elementwise(
+                "st.shared.b16 [$1], $2; mov.b32 $0, 0;",
+                "=r,r,h", [address + _place_of_pair(unit // 2) * 4 + unit % 2 * 2, h],
+                dtype=tl.int32, is_pure=False, pack=1,
+            )  # fmt: skip
+        else:
+            h_0, h_1 = split_units(h)
+            address += _place_of_pair(tl.arange(0, BLOCK_H // 2)[:, None]) * 4
+            tl.inline_asm_elementwise(
+                "{ .reg .b32 pair; mov.b32 pair, {$2, $3}; st.shared.b32 [$1], pair; "
+                "mov.b32 $0, 0; }",
+                "=r,r,h,h", [address, h_0, h_1], dtype=tl.int32, is_pure=False, pack=1,
+            )  # fmt: skip
+
+
+@inline
+def _place_of_pair(pair):
+    return pair // 4 * 4 + pair % 2 * 2 + pair // 2 % 2
 
 
 @inline
@@ -83,14 +96,14 @@ def read_units(h, address):
     else:
         BLOCK_H: tl.constexpr = h.shape[0]
         BLOCK_B: tl.constexpr = h.shape[1]
-        ROW: tl.constexpr = _row_bytes(BLOCK_H)
+        N: tl.constexpr = max(8, BLOCK_B)
         OWN: tl.constexpr = own_units(BLOCK_H)
         READS: tl.constexpr = BLOCK_H // 32
-        i = tl.arange(0, BLOCK_H * BLOCK_H * BLOCK_B // 128)
+        i = tl.arange(0, BLOCK_H * BLOCK_H * N // 128)
         read = i // (2 * BLOCK_H)
-        sequence = read // READS * 8 + i // 4 % 8
+        sequence = (read // READS * 8 + i // 4 % 8) // (N // BLOCK_B)
         unit = read % READS // (OWN // 8) * (4 * OWN) + i % 4 * OWN + read % (OWN // 8) * 8
-        address += sequence * ROW + unit * 2
+        address += sequence * _row_bytes(2 * BLOCK_H, BLOCK_B) + unit * 2
         return tl.inline_asm_elementwise(
             "ld.shared.v4.b32 {$0, $1, $2, $3}, [$4];", "=r,=r,=r,=r,r", [address],
             dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=False, pack=1,
@@ -105,9 +118,9 @@ def to_operand(words, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, DOT: tl.cons
     w_0, w_1, w_2, w_3 = words
     OWN: tl.constexpr = own_units(BLOCK_H)
     if INTERPRETED:
-        return order_units(w_0, OWN)
+        return repeat(order_units(w_0, OWN))
     else:
-        J: tl.constexpr = BLOCK_B // 8
+        J: tl.constexpr = (BLOCK_B + 7) // 8
         # Joins in this order, and the compiler's kWidth is 4 (Triton 3.6, 3.8).
         x = tl.join(tl.join(w_0, w_1), tl.join(w_2, w_3))
         x = tl.reshape(x, (J, BLOCK_H // (4 * OWN), OWN // 8, BLOCK_H // 16, 8, 4, 2, 2))
@@ -117,7 +130,7 @@ def to_operand(words, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, DOT: tl.cons
             pack=1,
         )  # fmt: skip
         x = tl.permute(tl.join(e_0, e_1), (0, 1, 2, 3, 4, 5, 8, 6, 7)).to(DOT, bitcast=True)
-        return tl.reshape(x, (BLOCK_H // 16, BLOCK_H, BLOCK_B))
+        return tl.reshape(x, (BLOCK_H // 16, BLOCK_H, 8 * J))
 
 
 @inline
@@ -131,8 +144,8 @@ def again(words):
 
 @triton.constexpr_function
 def gates_bytes(block_h, block_b):
-    """Both buffers of the gradients of a tile's gates: 16 bytes for each pair of units."""
-    return 2 * block_b * (8 * block_h + 16)
+    """Both buffers of the gradients of a tile's gates."""
+    return 2 * block_b * _row_bytes(8 * block_h, block_b)
 
 
 @inline
@@ -143,21 +156,34 @@ def write_gates(di, df, dg, do, address):
     if not INTERPRETED:
         BLOCK_H: tl.constexpr = di.shape[0]
         BLOCK_B: tl.constexpr = di.shape[1]
-        ROW: tl.constexpr = gates_bytes(BLOCK_H, BLOCK_B) // (2 * BLOCK_B)
-        i_0, i_1 = split_units(di)
-        f_0, f_1 = split_units(df)
-        g_0, g_1 = split_units(dg)
-        o_0, o_1 = split_units(do)
-        pair = tl.arange(0, BLOCK_H // 2)[:, None]
-        pair = pair // 16 * 16 + pair // 2 % 2 * 8 + pair // 4 % 4 * 2 + pair % 2
-        address += tl.arange(0, BLOCK_B)[None, :] * ROW + pair * 16
-        tl.inline_asm_elementwise(
-            "{ .reg .b32 i, f, g, o; mov.b32 i, {$2, $3}; mov.b32 f, {$4, $5}; "
-            "mov.b32 g, {$6, $7}; mov.b32 o, {$8, $9}; "
-            "st.shared.v4.b32 [$1], {i, f, g, o}; mov.b32 $0, 0; }",
-            "=r,r,h,h,h,h,h,h,h,h", [address, i_0, i_1, f_0, f_1, g_0, g_1, o_0, o_1],
-            dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
+        address += tl.arange(0, BLOCK_B)[None, :] * _row_bytes(8 * BLOCK_H, BLOCK_B)
+        if BLOCK_B == 2:
+            # One unit a thread
+            unit = tl.arange(0, BLOCK_H)[:, None]
+            address += _place_of_gates(unit // 2) * 16 + unit % 2 * 2
+            tl.inline_asm_elementwise(
+                "st.shared.b16 [$1], $2; st.shared.b16 [$1 + 4], $3; st.shared.b16 [$1 + 8], $4; "
+                "st.shared.b16 [$1 + 12], $5; mov.b32 $0, 0;",
+                "=r,r,h,h,h,h", [address, di, df, dg, do], dtype=tl.int32, is_pure=False, pack=1,
+            )  # fmt: skip
+        else:
+            i_0, i_1 = split_units(di)
+            f_0, f_1 = split_units(df)
+            g_0, g_1 = split_units(dg)
+            o_0, o_1 = split_units(do)
+            address += _place_of_gates(tl.arange(0, BLOCK_H // 2)[:, None]) * 16
+            tl.inline_asm_elementwise(
+                "{ .reg .b32 i, f, g, o; mov.b32 i, {$2, $3}; mov.b32 f, {$4, $5}; "
+                "mov.b32 g, {$6, $7}; mov.b32 o, {$8, $9}; "
+                "st.shared.v4.b32 [$1], {i, f, g, o}; mov.b32 $0, 0; }",
+                "=r,r,h,h,h,h,h,h,h,h", [address, i_0, i_1, f_0, f_1, g_0, g_1, o_0, o_1],
+                dtype=tl.int32, is_pure=False, pack=1,
+            )  # fmt: skip
+
+
+@inline
+def _place_of_gates(pair):
+    return pair // 16 * 16 + pair // 2 % 2 * 8 + pair // 4 % 4 * 2 + pair % 2
 
 
 @inline
@@ -168,12 +194,12 @@ def read_gates(di, df, dg, do, address):
     else:
         BLOCK_H: tl.constexpr = di.shape[0]
         BLOCK_B: tl.constexpr = di.shape[1]
-        ROW: tl.constexpr = gates_bytes(BLOCK_H, BLOCK_B) // (2 * BLOCK_B)
-        i = tl.arange(0, BLOCK_H * BLOCK_H * BLOCK_B // 32)
+        N: tl.constexpr = max(8, BLOCK_B)
+        i = tl.arange(0, BLOCK_H * BLOCK_H * N // 32)
         read = i // (2 * BLOCK_H)
-        sequence = read // (BLOCK_H // 8) * 8 + i // 4 % 8
+        sequence = (read // (BLOCK_H // 8) * 8 + i // 4 % 8) // (N // BLOCK_B)
         pair = read // 4 % (BLOCK_H // 32) * 16 + read // 2 % 2 * 8 + i % 4 * 2 + read % 2
-        address += sequence * ROW + pair * 16
+        address += sequence * _row_bytes(8 * BLOCK_H, BLOCK_B) + pair * 16
         return tl.inline_asm_elementwise(
             "ld.shared.v4.b32 {$0, $1, $2, $3}, [$4];", "=r,=r,=r,=r,r", [address],
             dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=False, pack=1,
@@ -186,9 +212,9 @@ def to_gate_operand(w_0, w_1, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, DOT:
     times gates of the pair, in the order of the weights' columns. In the interpreter without warps.
     """
     if INTERPRETED:
-        return order_gates(w_0, w_1)
+        return repeat(order_gates(w_0, w_1))
     else:
-        J: tl.constexpr = BLOCK_B // 8
+        J: tl.constexpr = (BLOCK_B + 7) // 8
         x = tl.join(w_0, w_1)
         # j, rest, v, v, w, r, c, gate
         x = tl.reshape(x, (J, BLOCK_H // 32, 2, 2, BLOCK_H // 16, 8, 4, 2))
@@ -198,22 +224,40 @@ def to_gate_operand(w_0, w_1, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, DOT:
             pack=1,
         )  # fmt: skip
         x = tl.permute(tl.join(e_0, e_1), (0, 1, 2, 3, 4, 5, 8, 6, 7)).to(DOT, bitcast=True)
-        return tl.reshape(x, (BLOCK_H // 16, 2 * BLOCK_H, BLOCK_B))
+        return tl.reshape(x, (BLOCK_H // 16, 2 * BLOCK_H, 8 * J))
 
 
-# A word of two bfloat16 and that of the lane with the next four units, the next eight and the other
-# half: the largest numbers of eight lanes, which have the same sequences.
-_LARGEST_OF_LANES = tl.constexpr(
-    " ".join(
-        f"shfl.sync.bfly.b32 y, x, {lanes}, 31, -1; max.NaN.bf16x2 x, x, y;" for lanes in (4, 8, 16)
+@triton.constexpr_function
+def _largest_of(lanes):
+    """PTX that makes x, a word of two bfloat16, the larger of it and that of the lanes so far."""
+    return " ".join(
+        f"shfl.sync.bfly.b32 y, x, {lane}, 31, -1; max.NaN.bf16x2 x, x, y;" for lane in lanes
     )
-)
+
+
+@triton.constexpr_function
+def _largest_words(block_b):
+    """Words of a warp: of two sequences each, but where lanes have one sequence only, of that."""
+    return max(min(4, block_b), block_b // 2)
 
 
 @triton.constexpr_function
 def largest_bytes(block_h, block_b):
-    """Two tables of a word for each warp and pair of sequences."""
-    return 2 * 4 * (block_h // 16) * (block_b // 2)
+    """Two tables of a warp's words each."""
+    return 2 * 4 * (block_h // 16) * _largest_words(block_b)
+
+
+@triton.constexpr_function
+def _write_largest_ptx(block_b):
+    """Of the lanes that have the same sequences: the next units, and with two sequences the next
+    unit.
+    """
+    lanes = (1, 4, 8, 16) if block_b == 2 else (4, 8, 16)
+    return (
+        "{ .reg .b32 x, y; cvt.rn.bf16x2.f32 x, $3, $2; "
+        + _largest_of(lanes)
+        + " st.shared.b32 [$1], x; mov.b32 $0, 0; }"
+    )
 
 
 @inline
@@ -224,27 +268,32 @@ def write_largest(x, address):
     """
     if not INTERPRETED:
         WARPS: tl.constexpr = x.shape[0] // 16
-        PAIRS: tl.constexpr = x.shape[1] // 2
-        x_0, x_1 = split_units(x)
-        x_0, x_1 = tl.reshape(tl.maximum(x_0, x_1), (WARPS, 8, PAIRS, 2)).split()
+        BLOCK_B: tl.constexpr = x.shape[1]
+        WORDS: tl.constexpr = _largest_words(BLOCK_B)
+        if BLOCK_B == 2:
+            x_0, x_1 = x, x
+        else:
+            x_0, x_1 = split_units(x)
+            if BLOCK_B > 4:
+                x_0, x_1 = tl.reshape(tl.maximum(x_0, x_1), (x_0.shape[0], WORDS, 2)).split()
+        x_0 = tl.reshape(x_0, (WARPS, x_0.shape[0] // WARPS, WORDS))
+        x_1 = tl.reshape(x_1, x_0.shape)
         warp = tl.arange(0, WARPS)[:, None, None]
-        address += (warp * PAIRS + tl.arange(0, PAIRS)[None, None, :]) * 4
-        address = tl.broadcast_to(address, (WARPS, 8, PAIRS))
+        address += (warp * WORDS + tl.arange(0, WORDS)[None, None, :]) * 4
         tl.inline_asm_elementwise(
-            "{ .reg .b32 x, y; cvt.rn.bf16x2.f32 x, $3, $2; "
-            + _LARGEST_OF_LANES
-            + " st.shared.b32 [$1], x; mov.b32 $0, 0; }",
-            "=r,r,f,f", [address, x_0, x_1], dtype=tl.int32, is_pure=False, pack=1,
+            _write_largest_ptx(BLOCK_B), "=r,r,f,f",
+            [tl.broadcast_to(address, x_0.shape), x_0, x_1],
+            dtype=tl.int32, is_pure=False, pack=1,
         )  # fmt: skip
 
 
 @triton.constexpr_function
-def _read_largest_ptx(warps, pairs):
+def _read_largest_ptx(warps, words):
     """PTX by which each lane reads the word of one warp, and all get the largest."""
     return (
         "{ .reg .b32 x, y; mov.u32 x, %laneid; shr.u32 x, x, 2; "
-        f"and.b32 x, x, {warps - 1}; mad.lo.u32 x, x, {4 * pairs}, $2; ld.shared.b32 x, [x]; "
-        + _LARGEST_OF_LANES.value
+        f"and.b32 x, x, {warps - 1}; mad.lo.u32 x, x, {4 * words}, $2; ld.shared.b32 x, [x]; "
+        + _largest_of((4, 8, 16))
         + " shl.b32 $0, x, 16; and.b32 $1, x, 0xFFFF0000; }"
     )
 
@@ -255,13 +304,17 @@ def read_largest(x, address):
     if INTERPRETED:
         return tl.max(x, axis=0)[None, :]
     else:
-        PAIRS: tl.constexpr = x.shape[1] // 2
+        BLOCK_B: tl.constexpr = x.shape[1]
+        WORDS: tl.constexpr = _largest_words(BLOCK_B)
         x_0, x_1 = tl.inline_asm_elementwise(
-            _read_largest_ptx(x.shape[0] // 16, PAIRS), "=f,=f,r",
-            [address + tl.arange(0, PAIRS)[None, :] * 4],
+            _read_largest_ptx(x.shape[0] // 16, WORDS), "=f,=f,r",
+            [address + tl.arange(0, WORDS)[None, :] * 4],
             dtype=(tl.float32, tl.float32), is_pure=False, pack=1,
         )  # fmt: skip
-        return tl.reshape(tl.join(x_0, x_1), (1, 2 * PAIRS))
+        if BLOCK_B > 4:
+            return tl.reshape(tl.join(x_0, x_1), (1, BLOCK_B))
+        else:
+            return tl.maximum(x_0, x_1)
 
 
 @inline

@@ -256,11 +256,14 @@ def lstm_forward_kernel(
     SAVED: tl.constexpr = steps_ptr is not None
     # How many steps ahead gates are loaded. Of float32 the registers are too few for two.
     AHEAD: tl.constexpr = 2 if FAST else 1
+    # The tensor core begins its sum with z, known before h, so that the chain has no addition. Not
+    # where it would cut what float32 rounds, nor where each copy of a sequence needs its own.
+    Z_FIRST: tl.constexpr = not EXACT and BLOCK_B >= 8
     S: tl.constexpr = (H + BLOCK_H - 1) // BLOCK_H
     OWN: tl.constexpr = 8 if SLICED else own_units(BLOCK_H)
     NUM_WARPS: tl.constexpr = PARTS if SLICED else BLOCK_H // 16
     # Two neighbouring numbers of 16 bits at once, where rows of H are aligned so.
-    PAIRS: tl.constexpr = not FLOAT32 and not SLICED and H % 2 == 0
+    PAIRS: tl.constexpr = not FLOAT32 and not SLICED and H % 2 == 0 and BLOCK_B >= 4
     GATE: tl.constexpr = H // 2 if PAIRS else H
     if PAIRS:
         gates_ih_ptr = gates_ih_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
@@ -459,7 +462,7 @@ def lstm_forward_kernel(
             else:
                 words = exchange(h.to(DOT), buffers, 0)
                 d = product(w, to_operand(words, BLOCK_H, BLOCK_B, DOT))
-            d_i, d_f, d_g, d_o = to_gates(d)
+            d_i, d_f, d_g, d_o = to_gates(d, BLOCK_B)
             if FLOAT32:
                 d_i, d_f = d_i * inverse * inverse_h, d_f * inverse * inverse_h
                 d_g, d_o = d_g * inverse * inverse_h, d_o * inverse * inverse_h
@@ -507,17 +510,17 @@ def lstm_forward_kernel(
                     x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, scale, dtype, BLOCK_H, BLOCK_B, SLICED,
                     FAST,
                 )  # fmt: skip
-            if EXACT:
-                # Here z comes last: the tensor core cuts what float32 rounds.
-                d = exact_product(w, w_rest, words, rests, BLOCK_H, BLOCK_B, DOT)
-                d_i, d_f, d_g, d_o = to_gates(d)
-                z_i, z_f = z_i + d_i * inverse, z_f + d_f * inverse
-                z_g, z_o = z_g + d_g * inverse, z_o + d_o * inverse
-            else:
-                # The tensor core begins with z, known before h, so the chain has no addition.
+            if Z_FIRST:
                 d = from_gates(z_i, z_f, z_g, z_o)
                 d = product(w, to_operand(words, BLOCK_H, BLOCK_B, DOT), d)
-                z_i, z_f, z_g, z_o = to_gates(d)
+                z_i, z_f, z_g, z_o = to_gates(d, BLOCK_B)
+            else:
+                if EXACT:
+                    d = exact_product(w, w_rest, words, rests, BLOCK_H, BLOCK_B, DOT) * inverse
+                else:
+                    d = product(w, to_operand(words, BLOCK_H, BLOCK_B, DOT))
+                d_i, d_f, d_g, d_o = to_gates(d, BLOCK_B)
+                z_i, z_f, z_g, z_o = z_i + d_i, z_f + d_f, z_g + d_g, z_o + d_o
             if AHEAD == 2:
                 n_i, n_f, n_g, n_o = gate_tiles(
                     x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, scale, dtype, BLOCK_H, BLOCK_B, SLICED,

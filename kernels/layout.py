@@ -12,6 +12,10 @@ shuffle and no shared memory:
     r=1      u2 u3    u2 u3    ...
     ...                                           16 units a warp, so BLOCK_H = 16 num_warps
 
+Of fewer sequences than eight the tensor core multiplies copies, and a thread keeps the sums of one:
+of four sequences those of p = 0, so b = c; of two, half of those, of one unit, so that b = c / 2
+and q = c % 2. The functions below say j, p, c and q whatever their lengths.
+
 A product is W (rows, K) @ x (K, N), the weights as operand A, held in registers for all time
 steps: the sequences are the narrow side of the tensor core's tile, so a tile may be as narrow as
 eight of them. One tensor-core block is 16 rows and gives a thread rows r and r + 8. Rows are
@@ -51,26 +55,46 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 inline = (lambda function: function) if triton.knobs.runtime.interpret else triton.jit
 
 
+# Lengths of j, c and p in a tile of so many sequences
+@triton.constexpr_function
+def _c(block_b):
+    return min(4, block_b)
+
+
+@triton.constexpr_function
+def _p(block_b):
+    return min(2, block_b // _c(block_b))
+
+
+@triton.constexpr_function
+def _j(block_b):
+    return max(1, block_b // 8)
+
+
 @inline
 def tile_indices(
     BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, H: tl.constexpr, SLICED: tl.constexpr
 ):
-    """Unit and sequence of a tile in memory order: (BLOCK_B / 4, 4 BLOCK_H), j p by w r c q.
+    """Unit and sequence of a tile in memory order: (J P, BLOCK_H C), j p by w r c q.
 
-    Rows of an odd H are aligned to one number, so that no two can be moved at once: then
-    (1, BLOCK_B BLOCK_H), q j p w r c. A slice's are (1, BLOCK_H) and (BLOCK_B, 1).
+    Rows of an odd H are aligned to one number, so that no two can be moved at once: where a thread
+    has both q, then (BLOCK_B BLOCK_H, 1), q j p w r c. A slice's are (1, BLOCK_H) and (BLOCK_B, 1).
     """
+    C: tl.constexpr = _c(BLOCK_B)
+    P: tl.constexpr = _p(BLOCK_B)
+    JP: tl.constexpr = BLOCK_B // C
     if SLICED:
         return tl.arange(0, BLOCK_H)[None, :], tl.arange(0, BLOCK_B)[:, None]
-    elif H % 2 == 0:
-        column = tl.arange(0, 4 * BLOCK_H)[None, :]
-        row = tl.arange(0, BLOCK_B // 4)[:, None]
-        return column // 8 * 2 + column % 2, row // 2 * 8 + column // 2 % 4 * 2 + row % 2
+    elif H % 2 == 0 or BLOCK_B == 2:
+        column = tl.arange(0, C * BLOCK_H)[None, :]
+        jp = tl.arange(0, JP)[:, None]
+        c = column // 2 % C
+        return column // (2 * C) * 2 + column % 2, (jp // P * C + c) * P + jp % P
     else:
-        i = tl.arange(0, BLOCK_B * BLOCK_H)[None, :]
-        jp = i // (2 * BLOCK_H) % (BLOCK_B // 4)
-        q = i // (BLOCK_B // 2 * BLOCK_H)
-        return i // 4 % (BLOCK_H // 2) * 2 + q, jp // 2 * 8 + i % 4 * 2 + jp % 2
+        i = tl.arange(0, BLOCK_B * BLOCK_H)[:, None]
+        jp = i // (BLOCK_H // 2 * C) % JP
+        q = i // (BLOCK_H // 2 * BLOCK_B)
+        return i // C % (BLOCK_H // 2) * 2 + q, (jp // P * C + i % C) * P + jp % P
 
 
 @inline
@@ -79,11 +103,14 @@ def to_tile(x, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, SLICED: tl.constexp
     if SLICED:
         return x.to(tl.float32)
     else:
-        if x.shape[0] == 1:
-            x = tl.reshape(x, (2, BLOCK_B // 8, 2, BLOCK_H // 2, 4))  # q j p wr c
+        J: tl.constexpr = _j(BLOCK_B)
+        C: tl.constexpr = _c(BLOCK_B)
+        P: tl.constexpr = _p(BLOCK_B)
+        if x.shape[1] == 1:
+            x = tl.reshape(x, (2, J, P, BLOCK_H // 2, C))  # q j p wr c
             x = tl.permute(x, (3, 0, 1, 4, 2))
         else:
-            x = tl.reshape(x, (BLOCK_B // 8, 2, BLOCK_H // 2, 4, 2))  # j p wr c q
+            x = tl.reshape(x, (J, P, BLOCK_H // 2, C, 2))  # j p wr c q
             x = tl.permute(x, (2, 4, 0, 3, 1))
         return tl.reshape(x, (BLOCK_H, BLOCK_B)).to(tl.float32)
 
@@ -91,17 +118,18 @@ def to_tile(x, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, SLICED: tl.constexp
 @inline
 def pair_indices(BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
     """First unit and sequence of a tile's pairs of units, one word each: (BLOCK_B BLOCK_H / 2,),
-    j p w r c.
+    j p w r c. Of four sequences at least.
     """
+    P: tl.constexpr = _p(BLOCK_B)
     i = tl.arange(0, BLOCK_B * BLOCK_H // 2)
     jp = i // (2 * BLOCK_H)
-    return i // 4 % (BLOCK_H // 2) * 2, jp // 2 * 8 + i % 4 * 2 + jp % 2
+    return i // 4 % (BLOCK_H // 2) * 2, (jp // P * 4 + i % 4) * P + jp % P
 
 
 @inline
 def pairs_to_tile(x, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, dtype: tl.constexpr):
     """Words of two numbers of dtype, as `pair_indices` has them, to a float32 tile."""
-    x = tl.reshape(x, (BLOCK_B // 8, 2, BLOCK_H // 2, 4))  # j p wr c
+    x = tl.reshape(x, (_j(BLOCK_B), _p(BLOCK_B), BLOCK_H // 2, 4))  # j p wr c
     return _halves(tl.reshape(tl.permute(x, (2, 0, 3, 1)), (BLOCK_H // 2, BLOCK_B)), dtype)
 
 
@@ -125,13 +153,19 @@ def from_tile(x, dtype: tl.constexpr, mask, SLICED: tl.constexpr):
     if SLICED:
         return x.to(dtype)
     else:
-        BLOCK_H: tl.constexpr = x.shape[0]
-        BLOCK_B: tl.constexpr = x.shape[1]
-        x = tl.reshape(x.to(dtype), (BLOCK_H // 2, 2, BLOCK_B // 8, 4, 2))  # wr q j c p
-        if mask.shape[0] > 1:
-            return tl.reshape(tl.permute(x, (2, 4, 0, 3, 1)), (BLOCK_B // 4, 4 * BLOCK_H))
-        else:
-            return tl.reshape(tl.permute(x, (1, 2, 4, 0, 3)), (1, BLOCK_B * BLOCK_H))
+        x = tl.permute(_digits(x.to(dtype)), (2, 3, 0, 4, 1))  # j p wr c q
+        if mask.shape[1] == 1:
+            x = tl.permute(x, (4, 0, 1, 2, 3))
+        return tl.reshape(x, mask.shape)
+
+
+@inline
+def _digits(x):
+    """A tile as (w r, q, j, p, c)."""
+    BLOCK_H: tl.constexpr = x.shape[0]
+    BLOCK_B: tl.constexpr = x.shape[1]
+    x = tl.reshape(x, (BLOCK_H // 2, 2, _j(BLOCK_B), _c(BLOCK_B), _p(BLOCK_B)))
+    return tl.permute(x, (0, 1, 2, 4, 3))
 
 
 @inline
@@ -143,8 +177,8 @@ def pack(x, dtype: tl.constexpr, SLICED: tl.constexpr):
         BLOCK_H: tl.constexpr = x.shape[0]
         BLOCK_B: tl.constexpr = x.shape[1]
         RUN: tl.constexpr = min(BLOCK_B // 2, 128 // dtype.primitive_bitwidth)
-        x = tl.reshape(x.to(dtype), (BLOCK_H // 2, 2, BLOCK_B // 8, 4, 2))  # wr q j c p
-        x = tl.reshape(tl.permute(x, (0, 3, 2, 4, 1)), (2 * BLOCK_H, BLOCK_B // 2 // RUN, RUN))
+        x = tl.permute(_digits(x.to(dtype)), (0, 4, 2, 3, 1))  # wr c j p q
+        x = tl.reshape(x, (2 * BLOCK_H, BLOCK_B // 2 // RUN, RUN))
         return tl.reshape(tl.permute(x, (1, 0, 2)), (BLOCK_H * BLOCK_B,))
 
 
@@ -158,12 +192,12 @@ def unpack(
     elif x.dtype == tl.int32:
         RUN: tl.constexpr = min(BLOCK_B // 4, 4)
         x = tl.permute(tl.reshape(x, (BLOCK_B // 4 // RUN, 2 * BLOCK_H, RUN)), (1, 0, 2))
-        x = tl.reshape(x, (BLOCK_H // 2, 4, BLOCK_B // 8, 2))  # wr c j p
+        x = tl.reshape(x, (BLOCK_H // 2, 4, _j(BLOCK_B), _p(BLOCK_B)))  # wr c j p
         return _halves(tl.reshape(tl.permute(x, (0, 2, 1, 3)), (BLOCK_H // 2, BLOCK_B)), dtype)
     else:
         RUN: tl.constexpr = min(BLOCK_B // 2, 128 // x.dtype.primitive_bitwidth)
         x = tl.permute(tl.reshape(x, (BLOCK_B // 2 // RUN, 2 * BLOCK_H, RUN)), (1, 0, 2))
-        x = tl.reshape(x, (BLOCK_H // 2, 4, BLOCK_B // 8, 2, 2))  # wr c j p q
+        x = tl.reshape(x, (BLOCK_H // 2, _c(BLOCK_B), _j(BLOCK_B), _p(BLOCK_B), 2))  # wr c j p q
         return tl.reshape(tl.permute(x, (0, 4, 2, 1, 3)), (BLOCK_H, BLOCK_B)).to(tl.float32)
 
 
@@ -315,6 +349,14 @@ def choose(flags, x, y):
 
 
 @inline
+def repeat(x):
+    """A tile with each sequence so often that they are the eight columns of a product."""
+    TIMES: tl.constexpr = max(1, 8 // x.shape[1])
+    x = tl.broadcast_to(x[:, :, None], (x.shape[0], x.shape[1], TIMES))
+    return tl.reshape(x, (x.shape[0], x.shape[1] * TIMES))
+
+
+@inline
 def order_units(h, OWN: tl.constexpr):
     """A tile, its units in the order of `to_operands`' columns."""
     BLOCK_H: tl.constexpr = h.shape[0]
@@ -364,13 +406,30 @@ def product(w, x, z=None):
 
 
 @inline
-def to_gates(d):
-    """A product of all gates, (num_warps, 64, BLOCK_B), to a tile for each gate."""
-    NUM_WARPS: tl.constexpr = d.shape[0]
-    BLOCK_B: tl.constexpr = d.shape[2]
-    d = tl.reshape(d, (NUM_WARPS, 2, 2, 2, 8, BLOCK_B))  # w q pair gate r b
-    d = tl.reshape(tl.permute(d, (0, 4, 1, 5, 2, 3)), (16 * NUM_WARPS, BLOCK_B, 2, 2))
-    i_g, f_o = d.split()
+def _own_columns(d, BLOCK_B: tl.constexpr):
+    """Sums of a product's columns, (num_warps, q, rest, r, N), to those of a tile: (num_warps, r,
+    q, BLOCK_B, rest). Of copies each thread keeps one of its own.
+    """
+    N: tl.constexpr = d.shape[4]
+    if BLOCK_B < N:
+        W: tl.constexpr = d.shape[0]
+        X: tl.constexpr = d.shape[2]
+        d, _ = tl.reshape(d, (W, 2, X, 8, N // 2, 2)).split()
+        if BLOCK_B == 2:
+            # The copies in lanes
+            d = tl.permute(tl.reshape(d, (W, 2, X, 8, 2, 2)), (0, 2, 3, 4, 5, 1))  # w x r b q q
+            d_0, d_1 = d.split()
+            d = tl.where(tl.arange(0, 2)[None, None, None, None, :] == 0, d_0, d_1)
+            d = tl.permute(d, (0, 4, 1, 2, 3))
+    return tl.permute(d, (0, 3, 1, 4, 2))
+
+
+@inline
+def to_gates(d, BLOCK_B: tl.constexpr):
+    """A product of all gates, (num_warps, 64, N), to a tile for each gate."""
+    W: tl.constexpr = d.shape[0]
+    d = _own_columns(tl.reshape(d, (W, 2, 4, 8, d.shape[2])), BLOCK_B)  # w q gate r n
+    i_g, f_o = tl.reshape(d, (16 * W, BLOCK_B, 2, 2)).split()
     i, g = i_g.split()
     f, o = f_o.split()
     return i, f, g, o
@@ -378,21 +437,20 @@ def to_gates(d):
 
 @inline
 def from_gates(i, f, g, o):
-    """The inverse of `to_gates`: what a product of all gates adds to."""
-    NUM_WARPS: tl.constexpr = i.shape[0] // 16
+    """The inverse of `to_gates`, of eight sequences or more: what a product adds to."""
+    W: tl.constexpr = i.shape[0] // 16
     BLOCK_B: tl.constexpr = i.shape[1]
     d = tl.join(tl.join(i, g), tl.join(f, o))
-    d = tl.permute(tl.reshape(d, (NUM_WARPS, 8, 2, BLOCK_B, 2, 2)), (0, 2, 4, 5, 1, 3))
-    return tl.reshape(d, (NUM_WARPS, 64, BLOCK_B))
+    d = tl.permute(tl.reshape(d, (W, 8, 2, BLOCK_B, 4)), (0, 2, 4, 1, 3))
+    return tl.reshape(d, (W, 64, BLOCK_B))
 
 
 @inline
-def to_units(d):
-    """A product of units, (num_warps, 16, BLOCK_B), to a tile."""
-    NUM_WARPS: tl.constexpr = d.shape[0]
-    BLOCK_B: tl.constexpr = d.shape[2]
-    d = tl.reshape(d, (NUM_WARPS, 2, 8, BLOCK_B))  # w q r b
-    return tl.reshape(tl.permute(d, (0, 2, 1, 3)), (16 * NUM_WARPS, BLOCK_B))
+def to_units(d, BLOCK_B: tl.constexpr):
+    """A product of units, (num_warps, 16, N), to a tile."""
+    W: tl.constexpr = d.shape[0]
+    d = _own_columns(tl.reshape(d, (W, 2, 1, 8, d.shape[2])), BLOCK_B)
+    return tl.reshape(d, (16 * W, BLOCK_B))
 
 
 @inline

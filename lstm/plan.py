@@ -185,10 +185,12 @@ def plan(
             "is not on the kernels yet",
         )
     D, slices, at_once = 2 if bidirectional else 1, 1, 0
-    for block_b in (8, 16):
+    sliced = hidden_size > config.MAX_ONE_SLICE
+    few = config.sequences(hidden_size, batch, D, multiprocessors)
+    for block_b in (8, 16) if sliced else (few,):
         tile = config.tile(hidden_size, batch, dtype.itemsize, interpret, exact, block_b)
         tiles = -(-batch // tile["BLOCK_B"])
-        if hidden_size <= config.MAX_ONE_SLICE or interpret:
+        if interpret or not sliced:
             break
         # All programs that meet must be on the card. Where those of the smaller tiles are not, the
         # larger ones take less time than one launch after the other.
@@ -196,7 +198,7 @@ def plan(
         at_once = min(tiles, resident // (D * config.slices(hidden_size, tile)))
         if at_once == tiles:
             break
-    if hidden_size > config.MAX_ONE_SLICE:
+    if sliced:
         slices = config.slices(hidden_size, tile)
         if not interpret and at_once == 0:
             return Plan(

@@ -140,6 +140,17 @@ CASES = [
     # Of some steps and sequences float32's scale is too large, and their product is made again.
     Case(128, "float32", 90, T=6, states=False, sudden=True),
     Case(50, "float32", 80, T=6, states=False, sudden=True),
+    # Tiles of fewer sequences than the tensor core multiplies
+    Case(128, "bfloat16", 90, B=5, block_b=4),
+    Case(128, "float32", 80, T=4, B=5, D=2, packed=True, block_b=4),
+    Case(101, "float16", 90, T=4, B=5, resets=True, block_b=4),
+    Case(37, "float32", 89, B=5, exact=True, packed=True, block_b=4),
+    Case(50, "float32", 90, T=6, B=5, states=False, sudden=True, block_b=4),
+    Case(128, "float16", 80, T=4, B=3, D=2, packed=True, resets=True, block_b=2),
+    Case(128, "float32", 90, T=6, B=3, states=False, sudden=True, block_b=2),
+    Case(37, "bfloat16", 120, B=3, packed=True, block_b=2),
+    Case(37, "float32", 90, B=3, large=True, block_b=2),
+    Case(16, "float32", 100, B=3, exact=True, resets=True, block_b=2),
     # Slices that meet, and one step after the other
     Case(256, "bfloat16", 90, T=4),
     Case(130, "float16", 80, T=4, block_b=16, B=17, D=2, packed=True, resets=True),

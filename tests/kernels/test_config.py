@@ -65,11 +65,6 @@ def test_a_card_holds_as_many_programs_as_its_registers(hidden_size, programs):
     assert config.resident(132, config.tile(hidden_size, 1, 2)) == programs
 
 
-@pytest.mark.parametrize("batch", [1, 8, 9, 100, 1025])
-def test_a_gpus_tile_is_eight_sequences_for_any_batch(batch):
-    assert config.tile(128, batch, 2)["BLOCK_B"] == 8
-
-
 @pytest.mark.parametrize(
     ("batch", "block_b"), [(1, 8), (8, 8), (9, 16), (100, 128), (1024, 1024), (1025, 1024)]
 )

@@ -20,10 +20,12 @@ from bench.static_report import (
     EXACT_KERNELS,
     ITEMSIZE,
     KERNELS,
+    MAIN_CARDS,
+    MAIN_DTYPES,
     MAIN_KERNELS,
     MAIN_SIZES,
+    NARROW_KERNELS,
     OTHER_SLICED_SIZES,
-    SLICED_CARDS,
     SLICED_KERNELS,
     SLICED_SIZES,
     STEP_KERNELS,
@@ -95,7 +97,7 @@ def test_every_kind_of_tile_is_compiled_and_the_main_sizes_for_every_card():
 
     compiled = [c for c in configurations() if c.kernel not in apart]
     kinds = {kind(c.kernel, c.hidden_size, c.dtype) for c in compiled}
-    assert kinds >= wanted(MAIN_KERNELS) | exact
+    assert kinds >= wanted(MAIN_KERNELS, MAIN_DTYPES) | exact
     assert max(Counter(compiled).values()) == 1
     everything = Counter(c for c in configurations(everything=True) if c.kernel not in apart)
     assert max(everything.values()) == 1
@@ -104,9 +106,13 @@ def test_every_kind_of_tile_is_compiled_and_the_main_sizes_for_every_card():
         assert {kind(c.kernel, c.hidden_size, c.dtype) for c in here} == wanted(common) | exact
     for card in CARDS:
         main = {(c.kernel, c.hidden_size, c.dtype) for c in configurations([card])}
-        assert main >= {(k, size, d) for k in MAIN_KERNELS for size in MAIN_SIZES for d in ITEMSIZE}
+        dtypes = ITEMSIZE if card in MAIN_CARDS else MAIN_DTYPES
+        assert main >= set(product(MAIN_KERNELS, MAIN_SIZES, dtypes))
+    for card in MAIN_CARDS:
+        main = {(c.kernel, c.hidden_size, c.dtype) for c in configurations([card])}
+        assert main >= set(product(NARROW_KERNELS, MAIN_SIZES, MAIN_DTYPES))
     variants = {(c.kernel, c.dtype) for c in compiled if c.hidden_size in MAIN_SIZES}
-    assert variants == {(kernel, dtype) for kernel in common for dtype in ITEMSIZE}
+    assert variants == set(product(common, MAIN_DTYPES)) | set(product(MAIN_KERNELS, ITEMSIZE))
 
 
 def test_every_kind_of_step_is_compiled():
@@ -132,7 +138,7 @@ def test_every_kind_of_slice_is_compiled():
 
     compiled = [c for c in configurations() if c.kernel in SLICED_KERNELS]
     assert max(Counter(compiled).values()) == 1
-    main = set(product(SLICED_KERNELS[:2], SLICED_SIZES, ITEMSIZE, SLICED_CARDS))
+    main = set(product(SLICED_KERNELS[:2], SLICED_SIZES, ITEMSIZE, MAIN_CARDS))
     assert main <= {(c.kernel, c.hidden_size, c.dtype, c.card) for c in compiled}
     sizes = range(config.MAX_ONE_SLICE + 1, config.MAX_HIDDEN_SIZE + 1)
     kinds = {(c.kernel, *kind(c.hidden_size, c.dtype)) for c in compiled}

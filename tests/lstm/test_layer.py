@@ -64,19 +64,27 @@ def test_one_sequence(device):
     assert_matches(make_case(5, 1, 7, 20, device=device))
 
 
-# Three programs, the last of which has one sequence
+# The last program has one sequence.
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_ragged_tiles_of_eight(dtype, device):
-    assert_matches(make_case(5, 17, 7, 20, dtype, device), BLOCK_B=8)
+@pytest.mark.parametrize("BLOCK_B", [2, 4, 8, 16])
+def test_ragged_tiles(BLOCK_B, dtype, device):
+    assert_matches(make_case(5, 17, 7, 20, dtype, device), BLOCK_B=BLOCK_B)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_ragged_tiles_of_sixteen(dtype, device):
-    assert_matches(make_case(5, 17, 7, 20, dtype, device), BLOCK_B=16)
+@pytest.mark.parametrize("BLOCK_B", [2, 4, 8])
+def test_ragged_tiles_at_full_width(BLOCK_B, device):
+    assert_matches(make_case(3, 9, 7, 128, device=device), BLOCK_B=BLOCK_B)
 
 
-def test_ragged_tiles_of_eight_at_full_width(device):
-    assert_matches(make_case(3, 17, 7, 128, device=device), BLOCK_B=8)
+@pytest.mark.parametrize("BLOCK_B", [2, 4])
+def test_few_sequences_of_odd_units_packed(BLOCK_B, device):
+    case = make_case(4, 17, 7, 37, device=device, D=2)
+    assert_matches(packed(case, LENGTHS["ragged_tiles"]), BLOCK_B=BLOCK_B)
+
+
+@pytest.mark.parametrize("BLOCK_B", [2, 4])
+def test_few_sequences_of_exact_float32(BLOCK_B, device):
+    assert_matches(exact(4, 9, 7, 37, device=device), BLOCK_B=BLOCK_B)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

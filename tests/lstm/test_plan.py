@@ -23,8 +23,8 @@ CARDS = {
 @pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_card_from_ampere_on_runs_the_kernels(card, dtype):
-    row_mnist = plan(128, 100, dtype, card)
-    assert (row_mnist.path, row_mnist.programs) == ("fused", 13)
+    row_mnist = plan(128, 100, dtype, card, multiprocessors=58)
+    assert (row_mnist.path, row_mnist.programs) == ("fused", 50)
     assert row_mnist.operands == ("bfloat16" if dtype == torch.bfloat16 else "float16")
     assert f"compute capability {card[0]}.{card[1]}" in row_mnist.reason
     assert plan(1, 1, dtype, card).path == "fused"
@@ -95,6 +95,26 @@ def test_what_slices_say_of_themselves():
     assert "32 slices exchange h at every step, a launch a step" in stepwise
 
 
+@pytest.mark.parametrize(
+    ("hidden_size", "batch", "directions", "sequences"),
+    [
+        (128, 1, 1, 2), (128, 264, 1, 2), (128, 265, 1, 4), (128, 528, 1, 4), (128, 529, 1, 8),
+        (128, 132, 2, 2), (128, 133, 2, 4), (128, 265, 2, 8), (128, 10**6, 1, 8),
+        # As many warps as a multiprocessor has schedulers, or half of them
+        (64, 264, 1, 2), (64, 265, 1, 4), (32, 528, 1, 2), (32, 529, 1, 4), (1, 528, 1, 2),
+    ],
+)  # fmt: skip
+def test_the_fewest_sequences_with_which_all_programs_run_at_once(
+    hidden_size, batch, directions, sequences
+):
+    call = dict(hidden_size=hidden_size, batch=batch, dtype=torch.bfloat16, card=(9, 0))
+    p = plan(**call, bidirectional=directions == 2, multiprocessors=132)
+    assert dict(p.tile)["BLOCK_B"] == sequences
+    assert p.programs == directions * -(-batch // sequences)
+    unknown = plan(**call, bidirectional=directions == 2)
+    assert dict(unknown.tile)["BLOCK_B"] == 8
+
+
 def test_both_directions_take_twice_the_programs():
     assert plan(**CALL, bidirectional=True).programs == 2 * plan(**CALL).programs
 
@@ -152,9 +172,9 @@ def test_plans_are_kept():
 
 
 def test_every_tile_covers_its_call():
-    sizes = product(range(1, 129), (1, 8, 17, 1000, 2000), DTYPES, (False, True))
+    sizes = product(range(1, 129), (1, 8, 17, 300, 2000), DTYPES, (False, True))
     for hidden_size, batch, dtype, interpret in sizes:
-        p = plan(hidden_size, batch, dtype, (8, 0), interpret)
+        p = plan(hidden_size, batch, dtype, (8, 0), interpret, multiprocessors=108)
         tile = dict(p.tile)
         assert tile["BLOCK_H"] >= hidden_size
         assert (p.programs - 1) * tile["BLOCK_B"] < batch <= p.programs * tile["BLOCK_B"]

@@ -30,20 +30,22 @@ INF, NAN = float("inf"), float("nan")
 
 
 # Several slices: one unit above one slice; ragged and whole slices of each kind of tile
-@pytest.mark.parametrize("H", [129, 192, 200, 256, 257, 384, 512])
+@pytest.mark.parametrize("H", [129, 200, 256, 257, 384])
 def test_every_kind_of_sliced_hidden_size(H, device):
     assert_matches(make_case(3, 3, 7, H, device=device))
 
 
-@pytest.mark.parametrize("H", [768, 1000, 1024])
+@pytest.mark.parametrize("H", [1000, 1024])
 def test_the_largest_hidden_sizes(H, device):
-    assert_matches(make_case(2, 3, 7, H, device=device))
+    assert_matches(make_case(2, 2, 7, H, device=device))
 
 
-@pytest.mark.parametrize("H", [200, 512, 1024])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("H", "dtype"),
+    [(200, torch.float16), (200, torch.bfloat16), (512, torch.float16), (1024, torch.bfloat16)],
+)
 def test_sliced_in_half_precision(H, dtype, device):
-    assert_matches(make_case(2, 3, 7, H, dtype, device))
+    assert_matches(make_case(2, 2, 7, H, dtype, device))
 
 
 @pytest.mark.parametrize("B", [1, 8, 9, 17])
