@@ -33,6 +33,8 @@ from bench.sass import LoopFigures, loop_figures
 from lstm.kernels import config
 from lstm.kernels.backward import lstm_backward_kernel
 from lstm.kernels.forward import lstm_forward_kernel
+from lstm.kernels.sliced_backward import lstm_sliced_backward_kernel
+from lstm.kernels.sliced_forward import lstm_sliced_forward_kernel
 from lstm.kernels.step import lstm_step_backward_kernel, lstm_step_kernel
 from lstm.plan import interpreted
 
@@ -55,21 +57,19 @@ KERNELS = {
     "backward, 2 sequences": (lstm_backward_kernel, 1, ("offsets_ptr",)),
     "forward, exact": (lstm_forward_kernel, 1, ("offsets_ptr",)),
     "backward, exact": (lstm_backward_kernel, 1, ("offsets_ptr",)),
-    "forward, sliced": (lstm_forward_kernel, 1, ("offsets_ptr", "h_0_ptr")),
-    "backward, sliced": (lstm_backward_kernel, 1, ("offsets_ptr", "grad_h_0_ptr")),
-    "forward, sliced wide": (lstm_forward_kernel, 1, ("offsets_ptr", "h_0_ptr")),
-    "backward, sliced wide": (lstm_backward_kernel, 1, ("offsets_ptr", "grad_h_0_ptr")),
-    "forward, sliced packed": (lstm_forward_kernel, 2, ("h_0_ptr",)),
-    "backward, sliced packed": (lstm_backward_kernel, 2, ("grad_h_0_ptr",)),
-    "forward, sliced packed resets": (lstm_forward_kernel, 2, ("h_0_ptr",)),
-    "backward, sliced packed resets": (lstm_backward_kernel, 2, ("grad_h_0_ptr",)),
+    "forward, sliced": (lstm_sliced_forward_kernel, 1, ("offsets_ptr",)),
+    "backward, sliced": (lstm_sliced_backward_kernel, 1, ("offsets_ptr",)),
+    "forward, sliced wide": (lstm_sliced_forward_kernel, 1, ("offsets_ptr",)),
+    "backward, sliced wide": (lstm_sliced_backward_kernel, 1, ("offsets_ptr",)),
+    "forward, sliced packed": (lstm_sliced_forward_kernel, 2, ()),
+    "backward, sliced packed": (lstm_sliced_backward_kernel, 2, ()),
+    "forward, sliced packed resets": (lstm_sliced_forward_kernel, 2, ()),
+    "backward, sliced packed resets": (lstm_sliced_backward_kernel, 2, ()),
     "step, few": (lstm_step_kernel, 1, ()),
     "step, many": (lstm_step_kernel, 1, ()),
     "step, tf32": (lstm_step_kernel, 1, ()),
     "step, backward": (lstm_step_backward_kernel, 1, ()),
 }
-# What a launch of one slice has none of, and several slices that meet have all of but states.
-SLICE_ARGUMENTS = ("exchange_ptr", "states_ptr", "begin", "end", "first_tile", "tiles")
 SLICED_KERNELS = tuple(name for name in KERNELS if "sliced" in name)
 # Of slices, tiles of sixteen sequences; of one slice, tiles of fewer than eight
 WIDE_KERNELS = tuple(name for name in KERNELS if name.endswith("wide"))
@@ -242,12 +242,8 @@ def compile_configuration(configuration: Configuration, target: GPUTarget | None
     size = configuration.hidden_size
     constants = {"H": size, "D": directions} if kernel.params[names.index("H")].is_constexpr else {}
     constants |= sizes | dict.fromkeys(absent)
-    sliced = configuration.kernel in SLICED_KERNELS
-    lacking = ("states_ptr",) if sliced else SLICE_ARGUMENTS
-    if sliced and configuration.kernel.startswith("forward"):
-        lacking += ("weight_hh_t_ptr",)
-    if "resets" not in configuration.kernel:
-        lacking += ("resets_ptr",)
+    # Slices that meet carry no states from launch to launch.
+    lacking = ["states_ptr"] + ["resets_ptr"] * ("resets" not in configuration.kernel)
     constants |= {name: None for name in lacking if name in names}
     # The numbers that a launch looks at: whether they are 1, or divisible by 16.
     numbers = [

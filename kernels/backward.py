@@ -28,6 +28,7 @@ from .exchange import (
     write_gates,
     write_largest,
 )
+from .launching import launch
 from .layout import (
     INTERPRETED,
     choose,
@@ -35,21 +36,18 @@ from .layout import (
     fence,
     from_tile,
     inline,
-    lanes,
     load_cuts,
     operand_indices,
-    pack,
     pin,
     product,
-    rows_in_order,
     step_rows,
     tile_indices,
     to_operands,
     to_tile,
     to_units,
     unpack,
-    zeros_tile,
 )
+from .memory import load_saved
 from .operand import (
     REST,
     gates_to_range,
@@ -58,13 +56,8 @@ from .operand import (
     power_of_two,
     split,
 )
-from .slices import (
-    launch_tiles,
-    order_all_gates,
-    part_offsets,
-    sum_parts,
-    write_words,
-)
+from .sliced_backward import lstm_sliced_backward_kernel
+from .slices import launch_slices
 
 # How far below the end of float16's range the largest gradient of two steps before is brought: what
 # has grown by more than this, or twice this, overflows, and is multiplied once more.
@@ -72,27 +65,12 @@ ROOM = tl.constexpr(64.0)
 
 
 @inline
-def load_saved(steps_ptr, offs, SIZE: tl.constexpr):
-    """i, f, g, o of a step and the c before it, in private order."""
-    return (
-        tl.load(steps_ptr + offs),
-        tl.load(steps_ptr + SIZE + offs),
-        tl.load(steps_ptr + 2 * SIZE + offs),
-        tl.load(steps_ptr + 3 * SIZE + offs),
-        tl.load(steps_ptr - SIZE + offs),
-    )
-
-
-@inline
-def write_grad_gates(
-    di, df, dg, do, pointers, dtype: tl.constexpr, mask, alive, H: tl.constexpr,
-    SLICED: tl.constexpr,
-):  # fmt: skip
+def write_grad_gates(di, df, dg, do, pointers, dtype: tl.constexpr, mask, alive, H: tl.constexpr):
     """The gradients of the gates' sums, in memory order, which is that of mask."""
-    tl.store(pointers, from_tile(di, dtype, mask, SLICED), mask=alive)
-    tl.store(pointers + H, from_tile(df, dtype, mask, SLICED), mask=alive)
-    tl.store(pointers + 2 * H, from_tile(dg, dtype, mask, SLICED), mask=alive)
-    tl.store(pointers + 3 * H, from_tile(do, dtype, mask, SLICED), mask=alive)
+    tl.store(pointers, from_tile(di, dtype, mask), mask=alive)
+    tl.store(pointers + H, from_tile(df, dtype, mask), mask=alive)
+    tl.store(pointers + 2 * H, from_tile(dg, dtype, mask), mask=alive)
+    tl.store(pointers + 3 * H, from_tile(do, dtype, mask), mask=alive)
 
 
 @inline
@@ -103,11 +81,11 @@ def step_factors(
     """`cell_factors` of a saved step, whose c has this tanh, then f and the c before it. cut: of
     which sequences that one is not this step's, None for none.
     """
-    i = unpack(s_i, BLOCK_H, BLOCK_B, False, dtype)
-    f = unpack(s_f, BLOCK_H, BLOCK_B, False, dtype)
-    g = unpack(s_g, BLOCK_H, BLOCK_B, False, dtype)
-    o = unpack(s_o, BLOCK_H, BLOCK_B, False, dtype)
-    c_prev = unpack(s_c, BLOCK_H, BLOCK_B, False, dtype)
+    i = unpack(s_i, BLOCK_H, BLOCK_B, dtype)
+    f = unpack(s_f, BLOCK_H, BLOCK_B, dtype)
+    g = unpack(s_g, BLOCK_H, BLOCK_B, dtype)
+    o = unpack(s_o, BLOCK_H, BLOCK_B, dtype)
+    c_prev = unpack(s_c, BLOCK_H, BLOCK_B, dtype)
     before = c_prev
     if cut is not None:
         before = clear(cut, c_prev)
@@ -141,7 +119,7 @@ def gates_product(
 
 
 @triton.jit(
-    do_not_specialize=["layer", "T", "B", "begin", "end", "first_tile", "tiles"],
+    do_not_specialize=["layer", "T", "B"],
     do_not_specialize_on_alignment=[
         "grad_h_n_ptr",
         "grad_c_n_ptr",
@@ -154,10 +132,8 @@ def lstm_backward_kernel(
     steps_ptr, weight_hh_t_ptr, grad_output_ptr, grad_h_n_ptr, grad_c_n_ptr, offsets_ptr,
     resets_ptr,
     grad_gates_ptr, grad_h_0_ptr, grad_c_0_ptr,
-    exchange_ptr, states_ptr,
-    layer, T, B, begin, end, first_tile, tiles, H: tl.constexpr, D: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_B: tl.constexpr, PARTS: tl.constexpr,
-    VEC: tl.constexpr, EXACT: tl.constexpr,
+    layer, T, B, H: tl.constexpr, D: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """The whole sequence of one tile of BLOCK_B sequences in one of D directions, last step first.
 
@@ -168,8 +144,6 @@ def lstm_backward_kernel(
         where they are not wanted; resets as forward has them.
         Packed: offsets as forward has them, else None, grad_output (rows, D, H), grad_gates (D,
         rows, 4, H).
-        Sliced: as forward has it, but for exchange (2, D, tiles, BLOCK_K / BLOCK_H, S, BLOCK_H *
-        BLOCK_B), and grad_h_0 None.
     Numerics: dh, dc and the factors are float32; the gates' gradients are rounded to the operand
         dtype (operand.py) before W_hh^T reads them, if EXACT to float32's precision, and to their
         own dtype where they are written.
@@ -179,37 +153,24 @@ def lstm_backward_kernel(
     DOT: tl.constexpr = tl.float16 if FLOAT32 else dtype
     FAST: tl.constexpr = not FLOAT32
     SIZE: tl.constexpr = BLOCK_H * BLOCK_B
-    SLICED: tl.constexpr = BLOCK_K > BLOCK_H
     # The factors of a step are made a step ahead; of float32 registers are too few for that.
     AHEAD: tl.constexpr = FAST
     # float32's scale is that of two steps before, which takes no part in the chain. Rows that are
     # aligned to one number only leave no registers for it.
     LAGGED: tl.constexpr = FLOAT32 and not EXACT and not INTERPRETED and H % 2 == 0
-    S: tl.constexpr = (H + BLOCK_H - 1) // BLOCK_H
-    NUM_WARPS: tl.constexpr = PARTS if SLICED else BLOCK_H // 16
-    OWN: tl.constexpr = 4 if SLICED else 8
-    RUN: tl.constexpr = 2 if SLICED else 4
-    GROUPS: tl.constexpr = 4 if SLICED else 2
-    BLOCKS: tl.constexpr = BLOCK_K // (16 * NUM_WARPS) if SLICED else 2
+    NUM_WARPS: tl.constexpr = BLOCK_H // 16
     # Saved steps of 16 bits are read as words of two numbers.
-    SAVED: tl.constexpr = SIZE if FLOAT32 or SLICED or BLOCK_B == 2 else SIZE // 2
+    SAVED: tl.constexpr = SIZE if FLOAT32 or BLOCK_B == 2 else SIZE // 2
     if SAVED < SIZE:
         steps_ptr = steps_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
     tile = tl.program_id(0).to(tl.int64)
-    first = 0
-    stop = T
-    if SLICED:
-        tile += first_tile
-        first = begin
-        stop = end
-    else:
-        tiles = tl.num_programs(0)
+    tiles = tl.num_programs(0)
     row = tile * BLOCK_B
     state = (layer.to(tl.int64) * D * B + row) * H
     saved = tile
     step_z = B.to(tl.int64) * (4 * H)
     step_h = B.to(tl.int64) * (D * H)
-    last = (T - 1 - first).to(tl.int64)
+    last = (T - 1).to(tl.int64)
     taken = last
     reverse = 0
     if D == 2:
@@ -224,72 +185,47 @@ def lstm_backward_kernel(
             grad_output_ptr += reverse * H
         state += reverse * B * H
         saved += reverse * tiles
-        last += reverse * (first - last)
+        last -= reverse * last
     grad_gates_ptr += row * (4 * H)
     if offsets_ptr is None:
         grad_gates_ptr += last * step_z
         if D == 2:
             step_z *= 1 - 2 * reverse
     else:
-        begin_row, count = step_rows(offsets_ptr, first, T, 1 - reverse)
-        begin_1, count_1 = step_rows(offsets_ptr, first + 1, T, 1 - reverse)
-        begin_2, count_2 = step_rows(offsets_ptr, first + 2, T, 1 - reverse)
-        _, count_before = step_rows(offsets_ptr, tl.maximum(first - 1, 0), T, 1 - reverse)
+        begin_row, count = step_rows(offsets_ptr, 0, T, 1 - reverse)
+        begin_1, count_1 = step_rows(offsets_ptr, 1, T, 1 - reverse)
+        begin_2, count_2 = step_rows(offsets_ptr, 2, T, 1 - reverse)
 
-    # One slice: a block of W_hh^T for each pair of gates, (i, f) and (g, o), each with its rows.
-    # Of several, blocks of other rows, each with all gates.
-    block, wr, half, group, unit = operand_indices(NUM_WARPS, BLOCK_H, VEC, OWN, GROUPS, BLOCKS)
-    if SLICED:
-        row_unit = (wr // 8 * BLOCKS + block) * 16 + half * 8 + wr % 8
-        unit += tl.program_id(2) * BLOCK_H
-        weights = weight_hh_t_ptr + (row_unit * 4 + group) * H + unit
-    else:
-        row_unit = wr * 2 + half
-        weights = weight_hh_t_ptr + (row_unit * 4 + block * 2 + group) * H + unit
+    # A block of W_hh^T for each pair of gates, (i, f) and (g, o)
+    block, wr, half, group, unit = operand_indices(NUM_WARPS, BLOCK_H, VEC, 8, 2, 2)
+    row_unit = wr * 2 + half
+    weights = weight_hh_t_ptr + (row_unit * 4 + block * 2 + group) * H + unit
     if EXACT:
         w, w_rest, inverse = load_exact_weights(weights, (row_unit < H) & (unit < H))
-        w_rest = to_operands(pin(w_rest), NUM_WARPS, BLOCK_H, VEC, OWN, GROUPS, BLOCKS, RUN)
+        w_rest = to_operands(pin(w_rest), NUM_WARPS, BLOCK_H, VEC, 8, 2, 2, 4)
         r_if, r_go = w_rest.split()
     else:
         w, inverse = load_weights(weights, (row_unit < H) & (unit < H), 1.0, DOT)
-    w = to_operands(pin(w), NUM_WARPS, BLOCK_H, VEC, OWN, GROUPS, BLOCKS, RUN)
-    if SLICED:
-        w = rows_in_order(w)
-    else:
-        w_if, w_go = w.split()
+    w = to_operands(pin(w), NUM_WARPS, BLOCK_H, VEC, 8, 2, 2, 4)
+    w_if, w_go = w.split()
 
-    unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H, SLICED)
-    if SLICED:
-        unit += tl.program_id(2) * BLOCK_H
-        OWNERS: tl.constexpr = BLOCK_K // BLOCK_H
-        exchanged = tiles.to(tl.int64) * (D * OWNERS * S * SIZE)
-        exchange_ptr += saved * (OWNERS * S * SIZE)
-        parts = part_offsets(NUM_WARPS, BLOCKS, BLOCK_B, S)
-        parts += tl.program_id(2) * SIZE
-        own_ptr = exchange_ptr + tl.program_id(2) * (S * SIZE)
-        saved = saved * S + tl.program_id(2)
+    unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H)
     mask = (tile * BLOCK_B + sequence < B) & (unit < H)
-    lane = row + lanes(BLOCK_B, SLICED)
+    lane = row + tl.arange(0, BLOCK_B)[None, :]
     offs_h = sequence * (D * H) + unit
     offs_z = sequence * (4 * H) + unit
     offs_state = state + sequence * H + unit
     offs_saved = tl.arange(0, SAVED)
     steps_ptr += (saved * (1 + 5 * T.to(tl.int64)) + 1 + 5 * taken) * SAVED
 
-    dh = zeros_tile(BLOCK_H, BLOCK_B, SLICED)
-    dc = zeros_tile(BLOCK_H, BLOCK_B, SLICED)
+    dh = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
+    dc = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
     if grad_h_n_ptr is not None:
         grad = tl.load(grad_h_n_ptr + offs_state, mask=mask, other=0.0)
-        dh = to_tile(grad, BLOCK_H, BLOCK_B, SLICED)
+        dh = to_tile(grad, BLOCK_H, BLOCK_B)
     if grad_c_n_ptr is not None:
         grad = tl.load(grad_c_n_ptr + offs_state, mask=mask, other=0.0)
-        dc = to_tile(grad, BLOCK_H, BLOCK_B, SLICED)
-    if states_ptr is not None:
-        states_ptr += saved * SIZE
-        dc_ptr = states_ptr + tiles.to(tl.int64) * (D * S * SIZE)
-        if first > 0:
-            dh = unpack(tl.load(states_ptr + tl.arange(0, SIZE)), BLOCK_H, BLOCK_B, SLICED, dtype)
-            dc = unpack(tl.load(dc_ptr + tl.arange(0, SIZE)), BLOCK_H, BLOCK_B, SLICED, dtype)
+        dc = to_tile(grad, BLOCK_H, BLOCK_B)
     if grad_output_ptr is not None:
         grad_output_ptr += row * (D * H)
         if offsets_ptr is None:
@@ -298,79 +234,59 @@ def lstm_backward_kernel(
                 step_h *= 1 - 2 * reverse
             grad_now = tl.load(grad_output_ptr + offs_h, mask=mask, other=0.0)
             grad_output_ptr -= step_h
-            ahead = mask & (first + 1 < T)
+            ahead = mask & (T > 1)
             grad = tl.load(grad_output_ptr + offs_h, mask=ahead, other=0.0)
         else:
             now = mask & (row + sequence < count)
             grad_now = tl.load(grad_output_ptr + begin_row * (D * H) + offs_h, mask=now, other=0.0)
-            now = mask & (row + sequence < count_1) & (first + 1 < T)
+            now = mask & (row + sequence < count_1) & (T > 1)
             grad = tl.load(grad_output_ptr + begin_1 * (D * H) + offs_h, mask=now, other=0.0)
-        if SLICED:
-            grad = grad_now
-        else:
-            dh += to_tile(grad_now, BLOCK_H, BLOCK_B, SLICED)
+        dh += to_tile(grad_now, BLOCK_H, BLOCK_B)
     if resets_ptr is not None:
-        cut = load_cuts(resets_ptr, offsets_ptr, first, T, B, lane, 1 - reverse)
-        if SLICED:
-            before = tl.maximum(first - 1, 0)
-            cut_before = load_cuts(resets_ptr, offsets_ptr, before, T, B, lane, 1 - reverse)
-    c = unpack(tl.load(steps_ptr + 4 * SAVED + offs_saved), BLOCK_H, BLOCK_B, SLICED, dtype)
+        cut = load_cuts(resets_ptr, offsets_ptr, 0, T, B, lane, 1 - reverse)
+    c = unpack(tl.load(steps_ptr + 4 * SAVED + offs_saved), BLOCK_H, BLOCK_B, dtype)
     s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, SAVED)
 
-    if SLICED:
-        for s in range(first, stop):
-            i = unpack(s_i, BLOCK_H, BLOCK_B, SLICED, dtype)
-            f = unpack(s_f, BLOCK_H, BLOCK_B, SLICED, dtype)
-            g = unpack(s_g, BLOCK_H, BLOCK_B, SLICED, dtype)
-            o = unpack(s_o, BLOCK_H, BLOCK_B, SLICED, dtype)
-            c_prev = unpack(s_c, BLOCK_H, BLOCK_B, SLICED, dtype)
-            c_before = c_prev
-            if resets_ptr is not None:
-                c_before = clear(cut, c_prev)
-                cut_ahead = load_cuts(resets_ptr, offsets_ptr, s + 1, T, B, lane, 1 - reverse)
-            k_i, k_f, k_g, k_o, k_c = cell_factors(i, f, g, o, c_before, tanh(c, FAST, EXACT))
-            c = c_prev
-            # For the next step; after the last, the same again, which nobody uses.
-            more = (s + 1 < T).to(tl.int32)
-            steps_ptr -= more * (5 * SAVED)
+    if resets_ptr is None:
+        cut = None
+    else:
+        cut_1 = load_cuts(resets_ptr, offsets_ptr, 1, T, B, lane, 1 - reverse)
+    tanh_c = tanh(c, FAST, EXACT)
+    if AHEAD:
+        k_i, k_f, k_g, k_o, k_c, f, c = step_factors(
+            s_i, s_f, s_g, s_o, s_c, tanh_c, cut, dtype, BLOCK_H, BLOCK_B
+        )
+        # After the last step the same again, which nobody uses.
+        steps_ptr -= (T > 1).to(tl.int32) * (5 * SAVED)
+        s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, SAVED)
+    BYTES: tl.constexpr = gates_bytes(BLOCK_H, BLOCK_B)
+    TABLE: tl.constexpr = largest_bytes(BLOCK_H, BLOCK_B) // 2
+    buffers = shared_memory((2 if EXACT else 1) * BYTES + 2 * TABLE)
+    tables = buffers + BYTES
+    if LAGGED:
+        declare_overflow()
+        given = tl.maximum(tl.abs(dh), tl.abs(dc))
+        write_largest(given, tables + TABLE)
+        scale, inverse_s = power_of_two(tl.max(given, axis=0)[None, :] * ROOM)
+    # The order in here is the compiler's hint: what nobody waits for stands below the exchange,
+    # under whose product it then takes place.
+    for s in range(0, T):
+        if not AHEAD:
+            k_i, k_f, k_g, k_o, k_c, f, c = step_factors(
+                s_i, s_f, s_g, s_o, s_c, tanh_c, cut, dtype, BLOCK_H, BLOCK_B
+            )
+        dh_after = dh
+        dc_after = dc
+        dc += k_c * dh
+        di = k_i * dc
+        df = k_f * dc
+        dg = k_g * dc
+        do = k_o * dh
+        dc = f * dc
+        if not AHEAD:
+            # Of the next step, already here: registers are too few to load two steps ahead.
+            steps_ptr -= (s + 1 < T).to(tl.int32) * (5 * SAVED)
             s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, SAVED)
-
-            if s > 0:
-                dh_all = sum_parts(
-                    own_ptr + s % 2 * exchanged, s, BLOCK_H, BLOCK_B, S, states_ptr is None
-                )
-                if resets_ptr is not None:
-                    dh_all = clear(cut_before, dh_all)
-                dh = dh_all if offsets_ptr is None else choose(lane < count_before, dh_all, dh)
-            if grad_output_ptr is not None:
-                dh += to_tile(grad, BLOCK_H, BLOCK_B, SLICED)
-            dc_after = dc
-            dc += k_c * dh
-            di = k_i * dc
-            df = k_f * dc
-            dg = k_g * dc
-            do = k_o * dh
-            dc = f * dc
-            q_i, q_f, q_g, q_o = di, df, dg, do
-            if FLOAT32:
-                q_i, q_f, q_g, q_o, inverse_s = gates_to_range(di, df, dg, do, SLICED)
-            x = order_all_gates(q_i.to(DOT), q_f.to(DOT), q_g.to(DOT), q_o.to(DOT), OWN)
-            dh_parts = product(w, x)
-            if FLOAT32:
-                dh_parts = dh_parts * tl.reshape(inverse * inverse_s, (1, 1, BLOCK_B))
-            write_words(exchange_ptr + (s + 1) % 2 * exchanged + parts, dh_parts, s)
-            if resets_ptr is not None:
-                dc = clear(cut, dc)
-                cut_before = cut
-                cut = cut_ahead
-            z_ptr = grad_gates_ptr
-            alive = mask
-            if offsets_ptr is None:
-                grad_gates_ptr -= step_z
-            else:
-                dc = choose(lane < count, dc, dc_after)
-                alive = mask & (row + sequence < count)
-                z_ptr += begin_row * (4 * H)
             if grad_output_ptr is not None:
                 ahead = mask & (s + 1 < T)
                 if offsets_ptr is None:
@@ -380,145 +296,87 @@ def lstm_backward_kernel(
                     ahead &= row + sequence < count_1
                     grad_ptr = grad_output_ptr + begin_1 * (D * H)
                 grad = tl.load(grad_ptr + offs_h, mask=ahead, other=0.0)
-            if offsets_ptr is not None:
-                count_before = count
-                begin_row, count, begin_1, count_1 = begin_1, count_1, begin_2, count_2
-                begin_2, count_2 = step_rows(offsets_ptr, s + 3, T, 1 - reverse)
-            write_grad_gates(di, df, dg, do, z_ptr + offs_z, dtype, mask, alive, H, SLICED)
-    else:
-        if resets_ptr is None:
-            cut = None
+        q_i, q_f, q_g, q_o = di, df, dg, do
+        if LAGGED:
+            q_i, q_f, q_g, q_o = di * scale, df * scale, dg * scale, do * scale
+        elif FLOAT32:
+            q_i, q_f, q_g, q_o, inverse_s = gates_to_range(di, df, dg, do, 0)
+        if EXACT:
+            q_i, e_i = split(q_i)
+            q_f, e_f = split(q_f)
+            q_g, e_g = split(q_g)
+            q_o, e_o = split(q_o)
+        buffer = buffers + s % 2 * (BYTES // 2)
+        if EXACT:
+            write_gates(e_i, e_f, e_g, e_o, buffer + BYTES)
+        words = exchange(q_i.to(DOT), q_f.to(DOT), q_g.to(DOT), q_o.to(DOT), buffer)
+        alive = mask
+        if offsets_ptr is None:
+            z_ptr = grad_gates_ptr
+            grad_gates_ptr -= step_z
         else:
-            cut_1 = load_cuts(resets_ptr, offsets_ptr, 1, T, B, lane, 1 - reverse)
-        tanh_c = tanh(c, FAST, EXACT)
+            alive = mask & (row + sequence < count)
+            z_ptr = grad_gates_ptr + begin_row * (4 * H)
+        write_grad_gates(di, df, dg, do, z_ptr + offs_z, dtype, mask, alive, H)
+        if LAGGED:
+            # The next step's scale is of the step before this one, which all warps have written
+            # by now; before the first step, of the states' gradients.
+            largest = largest_gate(di, df, dg, do)
+            before = read_largest(largest, tables + (s + 1) % 2 * TABLE)
+            new_scale, new_inverse = power_of_two(before * ROOM)
+            write_largest(largest, tables + s % 2 * TABLE)
+        # Of the c before, the next step's, here under the product; fenced, or it moves.
+        tanh_c = fence(tanh(c, FAST, EXACT))
+        dh = gates_product(w_if, w_go, words, BLOCK_H, BLOCK_B, DOT)
+        if EXACT:
+            rests = read_gates(e_i, e_f, e_g, e_o, buffer + BYTES)
+            rest = gates_product(w_if, w_go, rests, BLOCK_H, BLOCK_B, DOT)
+            rest += gates_product(r_if, r_go, again(words), BLOCK_H, BLOCK_B, DOT)
+            dh += rest / REST
+        if LAGGED:  # noqa: SIM102 (known when the kernel is compiled, the other when it runs)
+            if overflowed(dh) > 0:
+                # In all warps, since each has a sum over all units of each sequence. Nobody
+                # still reads the buffer: the largest number is found by way of a barrier.
+                q_i, q_f, q_g, q_o, inverse_s = gates_to_range(di, df, dg, do, 0)
+                words = exchange(q_i.to(DOT), q_f.to(DOT), q_g.to(DOT), q_o.to(DOT), buffer)
+                dh = gates_product(w_if, w_go, words, BLOCK_H, BLOCK_B, DOT)
+        if FLOAT32:
+            dh = dh * (inverse * inverse_s)
+        if LAGGED:
+            scale, inverse_s = new_scale, new_inverse
+        if resets_ptr is not None:
+            dh, dc = clear(cut, dh), clear(cut, dc)
+            cut = cut_1
+            cut_1 = load_cuts(resets_ptr, offsets_ptr, s + 2, T, B, lane, 1 - reverse)
+        if offsets_ptr is not None:
+            dh = choose(lane < count, dh, dh_after)
+            dc = choose(lane < count, dc, dc_after)
+        if grad_output_ptr is not None:
+            # The fence keeps its use here: any earlier it is not there yet.
+            dh += to_tile(fence(grad), BLOCK_H, BLOCK_B)
         if AHEAD:
             k_i, k_f, k_g, k_o, k_c, f, c = step_factors(
                 s_i, s_f, s_g, s_o, s_c, tanh_c, cut, dtype, BLOCK_H, BLOCK_B
             )
-            # After the last step the same again, which nobody uses.
-            steps_ptr -= (T > 1).to(tl.int32) * (5 * SAVED)
-            s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, SAVED)
-        BYTES: tl.constexpr = gates_bytes(BLOCK_H, BLOCK_B)
-        TABLE: tl.constexpr = largest_bytes(BLOCK_H, BLOCK_B) // 2
-        buffers = shared_memory((2 if EXACT else 1) * BYTES + 2 * TABLE)
-        tables = buffers + BYTES
-        if LAGGED:
-            declare_overflow()
-            given = tl.maximum(tl.abs(dh), tl.abs(dc))
-            write_largest(given, tables + TABLE)
-            scale, inverse_s = power_of_two(tl.max(given, axis=0)[None, :] * ROOM)
-        # The order in here is the compiler's hint: what nobody waits for stands below the exchange,
-        # under whose product it then takes place.
-        for s in range(0, T):
-            if not AHEAD:
-                k_i, k_f, k_g, k_o, k_c, f, c = step_factors(
-                    s_i, s_f, s_g, s_o, s_c, tanh_c, cut, dtype, BLOCK_H, BLOCK_B
-                )
-            dh_after = dh
-            dc_after = dc
-            dc += k_c * dh
-            di = k_i * dc
-            df = k_f * dc
-            dg = k_g * dc
-            do = k_o * dh
-            dc = f * dc
-            if not AHEAD:
-                # Of the next step, already here: registers are too few to load two steps ahead.
-                steps_ptr -= (s + 1 < T).to(tl.int32) * (5 * SAVED)
-                s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, SAVED)
-                if grad_output_ptr is not None:
-                    ahead = mask & (s + 1 < T)
-                    if offsets_ptr is None:
-                        grad_ptr = grad_output_ptr
-                        grad_output_ptr -= step_h
-                    else:
-                        ahead &= row + sequence < count_1
-                        grad_ptr = grad_output_ptr + begin_1 * (D * H)
-                    grad = tl.load(grad_ptr + offs_h, mask=ahead, other=0.0)
-            q_i, q_f, q_g, q_o = di, df, dg, do
-            if LAGGED:
-                q_i, q_f, q_g, q_o = di * scale, df * scale, dg * scale, do * scale
-            elif FLOAT32:
-                q_i, q_f, q_g, q_o, inverse_s = gates_to_range(di, df, dg, do, SLICED)
-            if EXACT:
-                q_i, e_i = split(q_i)
-                q_f, e_f = split(q_f)
-                q_g, e_g = split(q_g)
-                q_o, e_o = split(q_o)
-            buffer = buffers + s % 2 * (BYTES // 2)
-            if EXACT:
-                write_gates(e_i, e_f, e_g, e_o, buffer + BYTES)
-            words = exchange(q_i.to(DOT), q_f.to(DOT), q_g.to(DOT), q_o.to(DOT), buffer)
-            alive = mask
-            if offsets_ptr is None:
-                z_ptr = grad_gates_ptr
-                grad_gates_ptr -= step_z
-            else:
-                alive = mask & (row + sequence < count)
-                z_ptr = grad_gates_ptr + begin_row * (4 * H)
-            write_grad_gates(di, df, dg, do, z_ptr + offs_z, dtype, mask, alive, H, SLICED)
-            if LAGGED:
-                # The next step's scale is of the step before this one, which all warps have written
-                # by now; before the first step, of the states' gradients.
-                largest = largest_gate(di, df, dg, do)
-                before = read_largest(largest, tables + (s + 1) % 2 * TABLE)
-                new_scale, new_inverse = power_of_two(before * ROOM)
-                write_largest(largest, tables + s % 2 * TABLE)
-            # Of the c before, the next step's, here under the product; fenced, or it moves.
-            tanh_c = fence(tanh(c, FAST, EXACT))
-            dh = gates_product(w_if, w_go, words, BLOCK_H, BLOCK_B, DOT)
-            if EXACT:
-                rests = read_gates(e_i, e_f, e_g, e_o, buffer + BYTES)
-                rest = gates_product(w_if, w_go, rests, BLOCK_H, BLOCK_B, DOT)
-                rest += gates_product(r_if, r_go, again(words), BLOCK_H, BLOCK_B, DOT)
-                dh += rest / REST
-            if LAGGED:  # noqa: SIM102 (known when the kernel is compiled, the other when it runs)
-                if overflowed(dh) > 0:
-                    # In all warps, since each has a sum over all units of each sequence. Nobody
-                    # still reads the buffer: the largest number is found by way of a barrier.
-                    q_i, q_f, q_g, q_o, inverse_s = gates_to_range(di, df, dg, do, SLICED)
-                    words = exchange(q_i.to(DOT), q_f.to(DOT), q_g.to(DOT), q_o.to(DOT), buffer)
-                    dh = gates_product(w_if, w_go, words, BLOCK_H, BLOCK_B, DOT)
-            if FLOAT32:
-                dh = dh * (inverse * inverse_s)
-            if LAGGED:
-                scale, inverse_s = new_scale, new_inverse
-            if resets_ptr is not None:
-                dh, dc = clear(cut, dh), clear(cut, dc)
-                cut = cut_1
-                cut_1 = load_cuts(resets_ptr, offsets_ptr, s + 2, T, B, lane, 1 - reverse)
-            if offsets_ptr is not None:
-                dh = choose(lane < count, dh, dh_after)
-                dc = choose(lane < count, dc, dc_after)
             if grad_output_ptr is not None:
-                # The fence keeps its use here: any earlier it is not there yet.
-                dh += to_tile(fence(grad), BLOCK_H, BLOCK_B, SLICED)
-            if AHEAD:
-                k_i, k_f, k_g, k_o, k_c, f, c = step_factors(
-                    s_i, s_f, s_g, s_o, s_c, tanh_c, cut, dtype, BLOCK_H, BLOCK_B
-                )
-                if grad_output_ptr is not None:
-                    ahead = mask & (s + 2 < T)
-                    if offsets_ptr is None:
-                        grad_output_ptr -= step_h
-                        grad_ptr = grad_output_ptr
-                    else:
-                        ahead &= row + sequence < count_2
-                        grad_ptr = grad_output_ptr + begin_2 * (D * H)
-                    grad = tl.load(grad_ptr + offs_h, mask=ahead, other=0.0)
-            if offsets_ptr is not None:
-                begin_row, count, begin_1, count_1 = begin_1, count_1, begin_2, count_2
-                begin_2, count_2 = step_rows(offsets_ptr, s + 3, T, 1 - reverse)
-            if AHEAD:
-                steps_ptr -= (s + 2 < T).to(tl.int32) * (5 * SAVED)
-                s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, SAVED)
-    if states_ptr is not None:
-        tl.store(states_ptr + tl.arange(0, SIZE), pack(dh, tl.float32, SLICED))
-        tl.store(dc_ptr + tl.arange(0, SIZE), pack(dc, tl.float32, SLICED))
+                ahead = mask & (s + 2 < T)
+                if offsets_ptr is None:
+                    grad_output_ptr -= step_h
+                    grad_ptr = grad_output_ptr
+                else:
+                    ahead &= row + sequence < count_2
+                    grad_ptr = grad_output_ptr + begin_2 * (D * H)
+                grad = tl.load(grad_ptr + offs_h, mask=ahead, other=0.0)
+        if offsets_ptr is not None:
+            begin_row, count, begin_1, count_1 = begin_1, count_1, begin_2, count_2
+            begin_2, count_2 = step_rows(offsets_ptr, s + 3, T, 1 - reverse)
+        if AHEAD:
+            steps_ptr -= (s + 2 < T).to(tl.int32) * (5 * SAVED)
+            s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, SAVED)
     if grad_h_0_ptr is not None:
-        tl.store(grad_h_0_ptr + offs_state, from_tile(dh, dtype, mask, SLICED), mask=mask)
+        tl.store(grad_h_0_ptr + offs_state, from_tile(dh, dtype, mask), mask=mask)
     if grad_c_0_ptr is not None:
-        tl.store(grad_c_0_ptr + offs_state, from_tile(dc, dtype, mask, SLICED), mask=mask)
+        tl.store(grad_c_0_ptr + offs_state, from_tile(dc, dtype, mask), mask=mask)
 
 
 def lstm_backward(
@@ -529,8 +387,15 @@ def lstm_backward(
     meeting: of slices, else None.
     """
     H = weight_hh_t.shape[-1] // 4
-    arguments = (
+    if meeting is not None:
+        arguments = (
+            steps, weight_hh_t, grad_output, grad_h_n, grad_c_n, offsets, resets, grad_gates,
+            grad_c_0,
+        )  # fmt: skip
+        launch_slices(lstm_sliced_backward_kernel, arguments, layer, T, B, H, D, tile, meeting)
+        return
+    launch(
+        lstm_backward_kernel, (-(-B // tile["BLOCK_B"]), D, 1),
         steps, weight_hh_t, grad_output, grad_h_n, grad_c_n, offsets, resets,
-        grad_gates, grad_h_0, grad_c_0,
+        grad_gates, grad_h_0, grad_c_0, layer, T, B, H, D, **tile,
     )  # fmt: skip
-    launch_tiles(lstm_backward_kernel, arguments, layer, T, B, H, D, tile, meeting)

@@ -17,7 +17,7 @@ What a cell costs is MUFU instructions, 4 lanes a clock and quarter of a multipr
 
 import triton.language as tl
 
-from .layout import INTERPRETED, inline
+from .layout import INTERPRETED, choose, inline
 
 _MINUS_LOG2_E = tl.constexpr(-1.4426950408889634)
 
@@ -125,6 +125,20 @@ def cell_forward(z_i, z_f, z_g, z_o, c, FAST: tl.constexpr, EXACT: tl.constexpr,
         return i, f, g, o, o * tanh(c, FAST, EXACT), c
     else:
         return _cell_float32(z_i, z_f, z_g, z_o, c, _MINUS_LOG2_E * unit)
+
+
+@inline
+def take_step(
+    z_i, z_f, z_g, z_o, h_prev, c_prev, active, FAST: tl.constexpr, EXACT: tl.constexpr, unit=1.0
+):
+    """The activated gates, h and c. active: which sequences take the step, None for all; the others
+    keep their states; unit: as `cell_forward` has it.
+    """
+    i, f, g, o, h, c = cell_forward(z_i, z_f, z_g, z_o, c_prev, FAST, EXACT, unit)
+    if active is not None:
+        h = choose(active, h, h_prev)
+        c = choose(active, c, c_prev)
+    return i, f, g, o, h, c
 
 
 @inline

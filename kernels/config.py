@@ -16,34 +16,34 @@ def tile(hidden_size, batch, itemsize, interpreted=False, exact=False, block_b=8
 
     Args: itemsize: bytes of one weight in memory; interpreted: for Triton's interpreter, where a
         program's cost is nearly independent of its width, so that one tile takes the whole batch;
-        exact: float32 products to float32's precision; block_b: sequences on a GPU.
-    Returns: {"BLOCK_H", "BLOCK_K", "BLOCK_B", "PARTS", "VEC", "EXACT", "num_warps", "num_stages",
-        "maxnreg"}.
+        exact: float32 products to float32's precision, of one slice; block_b: sequences on a GPU.
+    Returns: {"BLOCK_H", "BLOCK_B", "VEC", "EXACT"}, of several slices {"BLOCK_H", "BLOCK_K",
+        "BLOCK_B", "PARTS", "VEC"}, and {"num_warps", "num_stages", "maxnreg"}.
     """
     # Two warps at least: a lane reads h of eight neighbouring units at once (exchange.py).
     block_k = max(32, 1 << (hidden_size - 1).bit_length())
-    if block_k <= MAX_ONE_SLICE:
-        # Layout: 16 units a warp, two a thread. Weights then take 128 registers at 128 units.
-        block_h, num_warps, parts = block_k, block_k // 16, 1
-    else:
+    sliced = block_k > MAX_ONE_SLICE
+    if sliced:
         # Slices of a tensor core's rows, and the columns of W_hh split among the warps, so that no
         # two of them read the same h: at most 128 columns each, which take the same 128 registers.
         # Four warps at least, a thread for each of 16 units by eight sequences.
         block_h, num_warps = 16, max(4, block_k // 128)
-        parts = num_warps
+    else:
+        # Layout: 16 units a warp, two a thread. Weights then take 128 registers at 128 units.
+        block_h, num_warps = block_k, block_k // 16
     return {
         "BLOCK_H": block_h,
-        "BLOCK_K": block_k,
+        **({"BLOCK_K": block_k} if sliced else {}),
         "BLOCK_B": min(max(8, 1 << (batch - 1).bit_length()), 1024) if interpreted else block_b,
+        **({"PARTS": num_warps} if sliced else {}),
         # Weights a thread reads at once: 16 bytes, as far as rows of H weights stay aligned and
         # four lanes share one.
-        "PARTS": parts,
         "VEC": max(
             v
             for v in (1, 2, 4, 8)
             if hidden_size % v == 0 and v * itemsize <= 16 and 4 * v <= block_h
         ),
-        "EXACT": exact,
+        **({} if sliced else {"EXACT": exact}),
         "num_warps": num_warps,
         # Pipelining would move loads across the steps' barriers and double their buffers; the
         # kernels prefetch.

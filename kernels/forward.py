@@ -13,7 +13,7 @@ is too large for one program, several share its units and exchange h through mem
 import triton
 import triton.language as tl
 
-from .cell import cell_forward
+from .cell import take_step
 from .exchange import (
     again,
     own_units,
@@ -23,15 +23,14 @@ from .exchange import (
     units_bytes,
     write_units,
 )
+from .launching import launch
 from .layout import (
-    choose,
     clear,
     fence,
     from_gates,
     from_tile,
     hide,
     inline,
-    lanes,
     load_cuts,
     load_units,
     operand_indices,
@@ -46,62 +45,42 @@ from .layout import (
     to_gates,
     to_operands,
     to_tile,
-    unpack,
-    zeros_tile,
 )
-from .operand import REST, load_exact_weights, load_weights, split, to_range
-from .slices import h_offsets, launch_tiles, load_h, slice_product, write_words
-
-# float32's sums are multiplied as its weights are. Of weights all below this, by no more than 2^60:
-# z times that overflows only where it saturates.
-LEAST = tl.constexpr(2.0**-46)
+from .memory import load_gates, save_step
+from .operand import LEAST, REST, load_exact_weights, load_weights, split, to_range
+from .sliced_forward import lstm_sliced_forward_kernel
+from .slices import launch_slices
 
 
 @inline
-def load_gates(pointers, mask, GATE: tl.constexpr):
-    """i, f, g, o, which lie GATE apart, in memory order."""
-    return (
-        tl.load(pointers, mask=mask, other=0),
-        tl.load(pointers + GATE, mask=mask, other=0),
-        tl.load(pointers + 2 * GATE, mask=mask, other=0),
-        tl.load(pointers + 3 * GATE, mask=mask, other=0),
-    )
+def load_bias(bias_ih_ptr, bias_hh_ptr, gate: tl.constexpr, H: tl.constexpr, BLOCK_H: tl.constexpr):
+    """Both biases of a gate, to broadcast with a tile."""
+    bias_ih = load_units(bias_ih_ptr + gate * H, H, BLOCK_H)
+    return bias_ih + load_units(bias_hh_ptr + gate * H, H, BLOCK_H)
 
 
 @inline
-def load_bias(
-    bias_ih_ptr, bias_hh_ptr, gate: tl.constexpr, first, H: tl.constexpr, BLOCK_H: tl.constexpr,
-    SLICED: tl.constexpr,
-):  # fmt: skip
-    """Both biases of a gate, for the units from `first` on, to broadcast with a tile."""
-    bias_ih = load_units(bias_ih_ptr + gate * H, first, H, BLOCK_H, SLICED)
-    return bias_ih + load_units(bias_hh_ptr + gate * H, first, H, BLOCK_H, SLICED)
-
-
-@inline
-def gate_tile(
-    x, dtype: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, SLICED: tl.constexpr
-):
+def gate_tile(x, dtype: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
     """One of what `load_gates` gave, in dtype or two of dtype in a word, as a tile."""
     if x.dtype == tl.int32:
         return pairs_to_tile(x, BLOCK_H, BLOCK_B, dtype)
     else:
-        return to_tile(x, BLOCK_H, BLOCK_B, SLICED)
+        return to_tile(x, BLOCK_H, BLOCK_B)
 
 
 @inline
 def gate_tiles(
     i, f, g, o, b_i, b_f, b_g, b_o, scale, dtype: tl.constexpr, BLOCK_H: tl.constexpr,
-    BLOCK_B: tl.constexpr, SLICED: tl.constexpr, FAST: tl.constexpr,
+    BLOCK_B: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """What `load_gates` gave, as tiles, times scale, if FAST half of that for i, f and o, as the
     cell has them. Plus biases, if there are any, which have the same factors already.
     """
     half = 0.5 * scale if FAST else scale
-    i = half * gate_tile(i, dtype, BLOCK_H, BLOCK_B, SLICED)
-    f = half * gate_tile(f, dtype, BLOCK_H, BLOCK_B, SLICED)
-    g = scale * gate_tile(g, dtype, BLOCK_H, BLOCK_B, SLICED)
-    o = half * gate_tile(o, dtype, BLOCK_H, BLOCK_B, SLICED)
+    i = half * gate_tile(i, dtype, BLOCK_H, BLOCK_B)
+    f = half * gate_tile(f, dtype, BLOCK_H, BLOCK_B)
+    g = scale * gate_tile(g, dtype, BLOCK_H, BLOCK_B)
+    o = half * gate_tile(o, dtype, BLOCK_H, BLOCK_B)
     if b_i is not None:
         i, f, g, o = i + b_i, f + b_f, g + b_g, o + b_o
     return i, f, g, o
@@ -143,45 +122,20 @@ def only(x, mask):
     """A tile where mask, in memory order, holds, else zero."""
     BLOCK_H: tl.constexpr = x.shape[0]
     BLOCK_B: tl.constexpr = x.shape[1]
-    x = tl.where(mask, from_tile(x, tl.float32, mask, False), 0.0)
-    return to_tile(x, BLOCK_H, BLOCK_B, False)
+    x = tl.where(mask, from_tile(x, tl.float32, mask), 0.0)
+    return to_tile(x, BLOCK_H, BLOCK_B)
 
 
 @inline
-def take_step(
-    z_i, z_f, z_g, z_o, h_prev, c_prev, active, FAST: tl.constexpr, EXACT: tl.constexpr, unit=1.0
-):
-    """The activated gates, h and c. active: which sequences take the step, None for all; the others
-    keep their states; unit: as `cell_forward` has it.
-    """
-    i, f, g, o, h, c = cell_forward(z_i, z_f, z_g, z_o, c_prev, FAST, EXACT, unit)
-    if active is not None:
-        h = choose(active, h, h_prev)
-        c = choose(active, c, c_prev)
-    return i, f, g, o, h, c
-
-
-@inline
-def pack_step(i, f, g, o, c, dtype: tl.constexpr, SLICED: tl.constexpr):
+def pack_step(i, f, g, o, c, dtype: tl.constexpr):
     """What backward needs of a step, to write."""
     return (
-        pack(i, dtype, SLICED),
-        pack(f, dtype, SLICED),
-        pack(g, dtype, SLICED),
-        pack(o, dtype, SLICED),
-        pack(c, dtype, SLICED),
+        pack(i, dtype),
+        pack(f, dtype),
+        pack(g, dtype),
+        pack(o, dtype),
+        pack(c, dtype),
     )
-
-
-@inline
-def save_step(i, f, g, o, c, steps_ptr, SIZE: tl.constexpr):
-    """Write what `pack_step` gave."""
-    offs = tl.arange(0, SIZE)
-    tl.store(steps_ptr + offs, i)
-    tl.store(steps_ptr + SIZE + offs, f)
-    tl.store(steps_ptr + 2 * SIZE + offs, g)
-    tl.store(steps_ptr + 3 * SIZE + offs, o)
-    tl.store(steps_ptr + 4 * SIZE + offs, c)
 
 
 @triton.constexpr_function
@@ -206,7 +160,7 @@ def transpose(weight_ptr, weight_t_ptr, number, H: tl.constexpr, BLOCK_H: tl.con
 # T and B change from call to call, and with B the addresses at which a layer's states begin. They
 # compile nothing new: the numbers are not looked at, nor the alignment of what no loop reads.
 @triton.jit(
-    do_not_specialize=["layer", "T", "B", "begin", "end", "first_tile", "tiles"],
+    do_not_specialize=["layer", "T", "B"],
     do_not_specialize_on_alignment=[
         "bias_ih_ptr",
         "bias_hh_ptr",
@@ -221,10 +175,8 @@ def lstm_forward_kernel(
     gates_ih_ptr, bias_ih_ptr, bias_hh_ptr, weight_hh_ptr, h_0_ptr, c_0_ptr,
     offsets_ptr, resets_ptr,
     output_ptr, h_n_ptr, c_n_ptr, steps_ptr, weight_hh_t_ptr,
-    exchange_ptr, states_ptr,
-    layer, T, B, begin, end, first_tile, tiles, H: tl.constexpr, D: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_B: tl.constexpr, PARTS: tl.constexpr,
-    VEC: tl.constexpr, EXACT: tl.constexpr,
+    layer, T, B, H: tl.constexpr, D: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """The whole sequence of one tile of BLOCK_B sequences, in one of D directions.
 
@@ -238,12 +190,6 @@ def lstm_forward_kernel(
         gates_ih is (D, rows, 4, H), output (rows, D, H), h_0 None: its product is in gates_ih.
         resets (T, B), packed (rows,), uint8, or None: not 0 where no state passes between a step
         and the one before it in time; those of the first are the caller's.
-        Sliced, if BLOCK_K, at least H, is above BLOCK_H: S slices of BLOCK_H units, PARTS warps
-        that share the columns of W_hh; h_0 as if packed; steps (D, tiles, S, ...);
-        weight_hh_t None; exchange (2, D, tiles, BLOCK_K * BLOCK_B), float32, first zeros. Of tiles
-        in all, a launch has those from first_tile on, and all steps; or of the steps only that from
-        begin to end, with states (2, D, tiles, S, BLOCK_H * BLOCK_B), float32, else None, to carry
-        h and c. All these arguments are None where there is one slice.
     Numerics: z, the cell and c are float32; h_t is rounded to the operand dtype (operand.py)
         before W_hh reads it, if EXACT to float32's precision.
     """
@@ -252,37 +198,28 @@ def lstm_forward_kernel(
     DOT: tl.constexpr = tl.float16 if FLOAT32 else dtype
     FAST: tl.constexpr = not FLOAT32
     SIZE: tl.constexpr = BLOCK_H * BLOCK_B
-    SLICED: tl.constexpr = BLOCK_K > BLOCK_H
     SAVED: tl.constexpr = steps_ptr is not None
     # How many steps ahead gates are loaded. Of float32 the registers are too few for two.
     AHEAD: tl.constexpr = 2 if FAST else 1
     # The tensor core begins its sum with z, known before h, so that the chain has no addition. Not
     # where it would cut what float32 rounds, nor where each copy of a sequence needs its own.
     Z_FIRST: tl.constexpr = not EXACT and BLOCK_B >= 8
-    S: tl.constexpr = (H + BLOCK_H - 1) // BLOCK_H
-    OWN: tl.constexpr = 8 if SLICED else own_units(BLOCK_H)
-    NUM_WARPS: tl.constexpr = PARTS if SLICED else BLOCK_H // 16
+    OWN: tl.constexpr = own_units(BLOCK_H)
+    NUM_WARPS: tl.constexpr = BLOCK_H // 16
     # Two neighbouring numbers of 16 bits at once, where rows of H are aligned so.
-    PAIRS: tl.constexpr = not FLOAT32 and not SLICED and H % 2 == 0 and BLOCK_B >= 4
+    PAIRS: tl.constexpr = not FLOAT32 and H % 2 == 0 and BLOCK_B >= 4
     GATE: tl.constexpr = H // 2 if PAIRS else H
     if PAIRS:
         gates_ih_ptr = gates_ih_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
     tile = tl.program_id(0).to(tl.int64)
-    first = 0
-    last = T
-    if SLICED:
-        tile += first_tile
-        first = begin
-        last = end
-    else:
-        tiles = tl.num_programs(0)
-        if weight_hh_t_ptr is not None:
-            tiles -= transposers(BLOCK_H)
-            if tile >= tiles:
-                matrix = tl.program_id(1).to(tl.int64) * (4 * H * H)
-                number = tile - tiles
-                transpose(weight_hh_ptr + matrix, weight_hh_t_ptr + matrix, number, H, BLOCK_H)
-                return
+    tiles = tl.num_programs(0)
+    if weight_hh_t_ptr is not None:
+        tiles -= transposers(BLOCK_H)
+        if tile >= tiles:
+            matrix = tl.program_id(1).to(tl.int64) * (4 * H * H)
+            number = tile - tiles
+            transpose(weight_hh_ptr + matrix, weight_hh_t_ptr + matrix, number, H, BLOCK_H)
+            return
     row = tile * BLOCK_B
     state = (layer.to(tl.int64) * D * B + row) * H
     saved = tile
@@ -310,34 +247,21 @@ def lstm_forward_kernel(
         step_h *= 1 - 2 * reverse
 
     # Block 2 q + pair of W_hh: units of parity q, gates (i, f) or (g, o)
-    block, wr, half, _, k = operand_indices(NUM_WARPS, BLOCK_K // PARTS, VEC, OWN, 1, 4, PARTS)
-    if SLICED:
-        wr = wr % 8
+    block, wr, half, _, k = operand_indices(NUM_WARPS, BLOCK_H, VEC, OWN, 1, 4)
     gate = block % 2 * 2 + half
     unit = wr * 2 + block // 2
-    if SLICED:
-        unit += tl.program_id(2) * BLOCK_H
     factor = tl.where(gate == 2, 1.0, 0.5) if FAST else 1.0
     weights = weight_hh_ptr + (gate * H + unit) * H + k
     if EXACT:
         w, w_rest, inverse = load_exact_weights(weights, (unit < H) & (k < H))
-        w_rest = to_operands(pin(w_rest), NUM_WARPS, BLOCK_K // PARTS, VEC, OWN, 1, 4, 4)
+        w_rest = to_operands(pin(w_rest), NUM_WARPS, BLOCK_H, VEC, OWN, 1, 4, 4)
         w_rest = rows_in_order(w_rest)
     else:
         w, inverse = load_weights(weights, (unit < H) & (k < H), factor, DOT, LEAST)
     # h from memory is put together by joins, which make kWidth 4 (Triton 3.6, 3.8).
-    w = rows_in_order(to_operands(pin(w), NUM_WARPS, BLOCK_K // PARTS, VEC, OWN, 1, 4, 4))
+    w = rows_in_order(to_operands(pin(w), NUM_WARPS, BLOCK_H, VEC, OWN, 1, 4, 4))
 
-    unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H, SLICED)
-    if SLICED:
-        unit += tl.program_id(2) * BLOCK_H
-        exchanged = tiles.to(tl.int64) * (D * BLOCK_K * BLOCK_B)
-        exchange_ptr += saved * (BLOCK_K * BLOCK_B)
-        offs_x = h_offsets(unit, sequence, BLOCK_B)
-        saved = saved * S + tl.program_id(2)
-        if offsets_ptr is None:
-            gates_ih_ptr += first * step_z
-            output_ptr += first * step_h
+    unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H)
     mask = (tile * BLOCK_B + sequence < B) & (unit < H)
     if PAIRS:
         unit_z, sequence_z = pair_indices(BLOCK_H, BLOCK_B)
@@ -345,227 +269,161 @@ def lstm_forward_kernel(
         mask_z = (row + sequence_z < B) & (unit_z < H)
     else:
         sequence_z, offs_z, mask_z = sequence, sequence * (4 * H) + unit, mask
-    lane = row + lanes(BLOCK_B, SLICED)
+    lane = row + tl.arange(0, BLOCK_B)[None, :]
     offs_h = sequence * (D * H) + unit
     offs_state = state + sequence * H + unit
     b_i, b_f, b_g, b_o = None, None, None, None
     if bias_ih_ptr is not None:
-        first_unit = tl.program_id(2) * BLOCK_H if SLICED else 0
-        b_i = load_bias(bias_ih_ptr, bias_hh_ptr, 0, first_unit, H, BLOCK_H, SLICED)
-        b_f = load_bias(bias_ih_ptr, bias_hh_ptr, 1, first_unit, H, BLOCK_H, SLICED)
-        b_g = load_bias(bias_ih_ptr, bias_hh_ptr, 2, first_unit, H, BLOCK_H, SLICED)
-        b_o = load_bias(bias_ih_ptr, bias_hh_ptr, 3, first_unit, H, BLOCK_H, SLICED)
+        b_i = load_bias(bias_ih_ptr, bias_hh_ptr, 0, H, BLOCK_H)
+        b_f = load_bias(bias_ih_ptr, bias_hh_ptr, 1, H, BLOCK_H)
+        b_g = load_bias(bias_ih_ptr, bias_hh_ptr, 2, H, BLOCK_H)
+        b_o = load_bias(bias_ih_ptr, bias_hh_ptr, 3, H, BLOCK_H)
         if FAST:
             b_i, b_f, b_o = 0.5 * b_i, 0.5 * b_f, 0.5 * b_o
-    h = zeros_tile(BLOCK_H, BLOCK_B, SLICED)
-    c = zeros_tile(BLOCK_H, BLOCK_B, SLICED)
+    h = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
+    c = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
     if c_0_ptr is not None:
         c = tl.load(c_0_ptr + offs_state, mask=mask, other=0.0)
-        c = to_tile(c, BLOCK_H, BLOCK_B, SLICED)
-    if states_ptr is not None:
-        states_ptr += saved * SIZE
-        c_ptr = states_ptr + tiles.to(tl.int64) * (D * S * SIZE)
-        if first > 0:
-            h = unpack(tl.load(states_ptr + tl.arange(0, SIZE)), BLOCK_H, BLOCK_B, SLICED, dtype)
-            c = unpack(tl.load(c_ptr + tl.arange(0, SIZE)), BLOCK_H, BLOCK_B, SLICED, dtype)
+        c = to_tile(c, BLOCK_H, BLOCK_B)
     if steps_ptr is not None:
         steps_ptr += saved * (1 + 5 * T.to(tl.int64)) * SIZE
-        # Later the launch before has written it, and may have passed on zeros instead.
-        if first == 0:
-            tl.store(steps_ptr + tl.arange(0, SIZE), pack(c, dtype, SLICED))
+        tl.store(steps_ptr + tl.arange(0, SIZE), pack(c, dtype))
         steps_ptr += SIZE
-        if SLICED:
-            steps_ptr += first.to(tl.int64) * (5 * SIZE)
-    if SLICED:
-        if offsets_ptr is None:
-            x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask, H)
-        else:
-            begin_row, count = step_rows(offsets_ptr, first, T, reverse)
-            begin_1, count_1 = step_rows(offsets_ptr, first + 1, T, reverse)
-            now = mask & (row + sequence < count)
-            x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + begin_row * (4 * H) + offs_z, now, H)
-        for t in range(first, last):
-            z_i, z_f, z_g, z_o = gate_tiles(
-                x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, 1.0, dtype, BLOCK_H, BLOCK_B, SLICED, FAST
-            )
-            if resets_ptr is not None:
-                cut = load_cuts(resets_ptr, offsets_ptr, t, T, B, lane, reverse)
-            if offsets_ptr is None:
-                gates_ih_ptr += step_z
-                x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask & (t + 1 < last), H)
-                out_ptr = output_ptr
-                alive = mask
-                active = None
-            else:
-                active = lane < count
-                alive = mask & (row + sequence < count)
-                out_ptr = output_ptr + begin_row * (D * H)
-                ahead = mask & (row + sequence < count_1) & (t + 1 < last)
-                x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + begin_1 * (4 * H) + offs_z, ahead, H)
-                begin_row, count = begin_1, count_1
-                begin_1, count_1 = step_rows(offsets_ptr, t + 2, T, reverse)
-            h_all = load_h(
-                exchange_ptr + t % 2 * exchanged, t, S, BLOCK_K, PARTS, BLOCK_B, DOT,
-                states_ptr is None,
-            )  # fmt: skip
-            d_i, d_f, d_g, d_o = slice_product(w, h_all)
-            if FLOAT32:
-                d_i, d_f, d_g, d_o = d_i * inverse, d_f * inverse, d_g * inverse, d_o * inverse
-            z_i, z_f, z_g, z_o = z_i + d_i, z_f + d_f, z_g + d_g, z_o + d_o
-            i, f, g, o, h, c = take_step(z_i, z_f, z_g, z_o, h, c, active, FAST, EXACT)
-            p_h = from_tile(h, dtype, mask, SLICED)
-            if SAVED:
-                p_i, p_f, p_g, p_o, p_c = pack_step(i, f, g, o, c, dtype, SLICED)
-            if resets_ptr is not None:
-                h, c = clear(cut, h), clear(cut, c)
-            write_words(exchange_ptr + (t + 1) % 2 * exchanged + offs_x, h, t)
-            tl.store(out_ptr + offs_h, p_h, mask=alive)
-            if offsets_ptr is None:
-                output_ptr += step_h
-            if SAVED:
-                save_step(p_i, p_f, p_g, p_o, p_c, steps_ptr, SIZE)
-                steps_ptr += 5 * SIZE
+    # The first step, whose product is of h_0 alone
+    active = None
+    alive = mask
+    if offsets_ptr is None:
+        x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask_z, GATE)
+        gates_ih_ptr += step_z
+        out_ptr = output_ptr
     else:
-        # The first step, whose product is of h_0 alone
-        active = None
-        alive = mask
-        if offsets_ptr is None:
-            x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask_z, GATE)
-            gates_ih_ptr += step_z
-            out_ptr = output_ptr
+        begin_0, count_0 = step_rows(offsets_ptr, 0, T, reverse)
+        begin_1, count_1 = step_rows(offsets_ptr, 1, T, reverse)
+        begin_2, count_2 = step_rows(offsets_ptr, 2, T, reverse)
+        now = mask_z & (row + sequence_z < count_0)
+        x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + begin_0 * (4 * GATE) + offs_z, now, GATE)
+        active = lane < count_0
+        alive = mask & (row + sequence < count_0)
+        out_ptr = output_ptr + begin_0 * (D * H)
+        begin_0, count_0, begin_1, count_1 = begin_1, count_1, begin_2, count_2
+        begin_2, count_2 = step_rows(offsets_ptr, 3, T, reverse)
+    z_i, z_f, z_g, z_o = gate_tiles(
+        x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, 1.0, dtype, BLOCK_H, BLOCK_B, FAST
+    )
+    scale = 1.0 if EXACT else 1.0 / inverse
+    buffers = shared_memory((2 if EXACT else 1) * units_bytes(BLOCK_H, BLOCK_B))
+    if h_0_ptr is not None:
+        # h_0 alone may be above 1, even infinite: its product needs a scale of its own, and has
+        # infinity times zero, a NaN, in the units above H, which must not reach the others.
+        h = tl.load(h_0_ptr + offs_state, mask=mask, other=0.0)
+        h = to_tile(h, BLOCK_H, BLOCK_B)
+        if FLOAT32:
+            h, inverse_h = to_range(h)
+        if EXACT:
+            words, rests = exchange_exact(h, buffers, 0)
+            d = exact_product(w, w_rest, words, rests, BLOCK_H, BLOCK_B, DOT)
         else:
-            begin_0, count_0 = step_rows(offsets_ptr, 0, T, reverse)
-            begin_1, count_1 = step_rows(offsets_ptr, 1, T, reverse)
-            begin_2, count_2 = step_rows(offsets_ptr, 2, T, reverse)
-            now = mask_z & (row + sequence_z < count_0)
-            x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + begin_0 * (4 * GATE) + offs_z, now, GATE)
+            words = exchange(h.to(DOT), buffers, 0)
+            d = product(w, to_operand(words, BLOCK_H, BLOCK_B, DOT))
+        d_i, d_f, d_g, d_o = to_gates(d, BLOCK_B)
+        if FLOAT32:
+            d_i, d_f = d_i * inverse * inverse_h, d_f * inverse * inverse_h
+            d_g, d_o = d_g * inverse * inverse_h, d_o * inverse * inverse_h
+        z_i, z_f = z_i + only(d_i, mask), z_f + only(d_f, mask)
+        z_g, z_o = z_g + only(d_g, mask), z_o + only(d_o, mask)
+    i, f, g, o, h, c = take_step(z_i, z_f, z_g, z_o, h, c, active, FAST, EXACT)
+    p_h = from_tile(h, dtype, mask)
+    if SAVED:
+        p_i, p_f, p_g, p_o, p_c = pack_step(i, f, g, o, c, dtype)
+    if resets_ptr is not None:
+        cut = load_cuts(resets_ptr, offsets_ptr, 0, T, B, lane, reverse)
+        h, c = clear(cut, h), clear(cut, c)
+    z_ptr = gates_ih_ptr
+    now = mask_z & (T > 1)
+    if offsets_ptr is not None:
+        z_ptr += begin_0 * (4 * GATE)
+        now &= row + sequence_z < count_0
+    x_i, x_f, x_g, x_o = load_gates(z_ptr + offs_z, now, GATE)
+    if b_i is not None:
+        b_i, b_f, b_g, b_o = scale * b_i, scale * b_f, scale * b_g, scale * b_o
+    if AHEAD == 2:
+        z_i, z_f, z_g, z_o = gate_tiles(
+            x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, scale, dtype, BLOCK_H, BLOCK_B, FAST
+        )
+        now = mask_z & (T > 2)
+        if offsets_ptr is None:
+            gates_ih_ptr += step_z
+            z_ptr = gates_ih_ptr
+        else:
+            z_ptr = gates_ih_ptr + begin_1 * (4 * GATE)
+            now &= row + sequence_z < count_1
+        x_i, x_f, x_g, x_o = load_gates(z_ptr + offs_z, now, GATE)
+    if EXACT:
+        words, rests = exchange_exact(h, buffers, 1)
+    else:
+        words = exchange(h.to(DOT), buffers, 1)
+
+    # The order in here is the compiler's hint: what nobody waits for stands below the product,
+    # under which it then takes place, and the exchange stands last, as close to h as it gets.
+    for t in range(1, T):
+        if resets_ptr is not None:
+            cut = load_cuts(resets_ptr, offsets_ptr, t, T, B, lane, reverse)
+        if AHEAD == 1:
+            z_i, z_f, z_g, z_o = gate_tiles(
+                x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, scale, dtype, BLOCK_H, BLOCK_B, FAST,
+            )  # fmt: skip
+        if Z_FIRST:
+            d = from_gates(z_i, z_f, z_g, z_o)
+            d = product(w, to_operand(words, BLOCK_H, BLOCK_B, DOT), d)
+            z_i, z_f, z_g, z_o = to_gates(d, BLOCK_B)
+        else:
+            if EXACT:
+                d = exact_product(w, w_rest, words, rests, BLOCK_H, BLOCK_B, DOT) * inverse
+            else:
+                d = product(w, to_operand(words, BLOCK_H, BLOCK_B, DOT))
+            d_i, d_f, d_g, d_o = to_gates(d, BLOCK_B)
+            z_i, z_f, z_g, z_o = z_i + d_i, z_f + d_f, z_g + d_g, z_o + d_o
+        if AHEAD == 2:
+            n_i, n_f, n_g, n_o = gate_tiles(
+                x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, scale, dtype, BLOCK_H, BLOCK_B, FAST,
+            )  # fmt: skip
+        # Of the step before
+        tl.store(out_ptr + offs_h, p_h, mask=alive)
+        if SAVED:
+            save_step(p_i, p_f, p_g, p_o, p_c, steps_ptr, SIZE)
+            steps_ptr += 5 * SIZE
+        now = mask_z & (t + AHEAD < T)
+        if offsets_ptr is None:
+            gates_ih_ptr += step_z
+            z_ptr = gates_ih_ptr
+            out_ptr += step_h
+        else:
             active = lane < count_0
             alive = mask & (row + sequence < count_0)
             out_ptr = output_ptr + begin_0 * (D * H)
+            z_ptr = gates_ih_ptr + (begin_2 if AHEAD == 2 else begin_1) * (4 * GATE)
+            now &= row + sequence_z < (count_2 if AHEAD == 2 else count_1)
             begin_0, count_0, begin_1, count_1 = begin_1, count_1, begin_2, count_2
-            begin_2, count_2 = step_rows(offsets_ptr, 3, T, reverse)
-        z_i, z_f, z_g, z_o = gate_tiles(
-            x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, 1.0, dtype, BLOCK_H, BLOCK_B, SLICED, FAST
-        )
-        scale = 1.0 if EXACT else 1.0 / inverse
-        buffers = shared_memory((2 if EXACT else 1) * units_bytes(BLOCK_H, BLOCK_B))
-        if h_0_ptr is not None:
-            # h_0 alone may be above 1, even infinite: its product needs a scale of its own, and has
-            # infinity times zero, a NaN, in the units above H, which must not reach the others.
-            h = tl.load(h_0_ptr + offs_state, mask=mask, other=0.0)
-            h = to_tile(h, BLOCK_H, BLOCK_B, SLICED)
-            if FLOAT32:
-                h, inverse_h = to_range(h)
-            if EXACT:
-                words, rests = exchange_exact(h, buffers, 0)
-                d = exact_product(w, w_rest, words, rests, BLOCK_H, BLOCK_B, DOT)
-            else:
-                words = exchange(h.to(DOT), buffers, 0)
-                d = product(w, to_operand(words, BLOCK_H, BLOCK_B, DOT))
-            d_i, d_f, d_g, d_o = to_gates(d, BLOCK_B)
-            if FLOAT32:
-                d_i, d_f = d_i * inverse * inverse_h, d_f * inverse * inverse_h
-                d_g, d_o = d_g * inverse * inverse_h, d_o * inverse * inverse_h
-            z_i, z_f = z_i + only(d_i, mask), z_f + only(d_f, mask)
-            z_g, z_o = z_g + only(d_g, mask), z_o + only(d_o, mask)
-        i, f, g, o, h, c = take_step(z_i, z_f, z_g, z_o, h, c, active, FAST, EXACT)
-        p_h = from_tile(h, dtype, mask, SLICED)
-        if SAVED:
-            p_i, p_f, p_g, p_o, p_c = pack_step(i, f, g, o, c, dtype, SLICED)
-        if resets_ptr is not None:
-            cut = load_cuts(resets_ptr, offsets_ptr, 0, T, B, lane, reverse)
-            h, c = clear(cut, h), clear(cut, c)
-        z_ptr = gates_ih_ptr
-        now = mask_z & (T > 1)
-        if offsets_ptr is not None:
-            z_ptr += begin_0 * (4 * GATE)
-            now &= row + sequence_z < count_0
+            begin_2, count_2 = step_rows(offsets_ptr, t + 3, T, reverse)
         x_i, x_f, x_g, x_o = load_gates(z_ptr + offs_z, now, GATE)
-        if b_i is not None:
-            b_i, b_f, b_g, b_o = scale * b_i, scale * b_f, scale * b_g, scale * b_o
-        if AHEAD == 2:
-            z_i, z_f, z_g, z_o = gate_tiles(
-                x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, scale, dtype, BLOCK_H, BLOCK_B, SLICED, FAST
-            )
-            now = mask_z & (T > 2)
-            if offsets_ptr is None:
-                gates_ih_ptr += step_z
-                z_ptr = gates_ih_ptr
-            else:
-                z_ptr = gates_ih_ptr + begin_1 * (4 * GATE)
-                now &= row + sequence_z < count_1
-            x_i, x_f, x_g, x_o = load_gates(z_ptr + offs_z, now, GATE)
-        if EXACT:
-            words, rests = exchange_exact(h, buffers, 1)
-        else:
-            words = exchange(h.to(DOT), buffers, 1)
-
-        # The order in here is the compiler's hint: what nobody waits for stands below the product,
-        # under which it then takes place, and the exchange stands last, as close to h as it gets.
-        for t in range(1, T):
-            if resets_ptr is not None:
-                cut = load_cuts(resets_ptr, offsets_ptr, t, T, B, lane, reverse)
-            if AHEAD == 1:
-                z_i, z_f, z_g, z_o = gate_tiles(
-                    x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, scale, dtype, BLOCK_H, BLOCK_B, SLICED,
-                    FAST,
-                )  # fmt: skip
-            if Z_FIRST:
-                d = from_gates(z_i, z_f, z_g, z_o)
-                d = product(w, to_operand(words, BLOCK_H, BLOCK_B, DOT), d)
-                z_i, z_f, z_g, z_o = to_gates(d, BLOCK_B)
-            else:
-                if EXACT:
-                    d = exact_product(w, w_rest, words, rests, BLOCK_H, BLOCK_B, DOT) * inverse
-                else:
-                    d = product(w, to_operand(words, BLOCK_H, BLOCK_B, DOT))
-                d_i, d_f, d_g, d_o = to_gates(d, BLOCK_B)
-                z_i, z_f, z_g, z_o = z_i + d_i, z_f + d_f, z_g + d_g, z_o + d_o
-            if AHEAD == 2:
-                n_i, n_f, n_g, n_o = gate_tiles(
-                    x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, scale, dtype, BLOCK_H, BLOCK_B, SLICED,
-                    FAST,
-                )  # fmt: skip
-            # Of the step before
-            tl.store(out_ptr + offs_h, p_h, mask=alive)
-            if SAVED:
-                save_step(p_i, p_f, p_g, p_o, p_c, steps_ptr, SIZE)
-                steps_ptr += 5 * SIZE
-            now = mask_z & (t + AHEAD < T)
-            if offsets_ptr is None:
-                gates_ih_ptr += step_z
-                z_ptr = gates_ih_ptr
-                out_ptr += step_h
-            else:
-                active = lane < count_0
-                alive = mask & (row + sequence < count_0)
-                out_ptr = output_ptr + begin_0 * (D * H)
-                z_ptr = gates_ih_ptr + (begin_2 if AHEAD == 2 else begin_1) * (4 * GATE)
-                now &= row + sequence_z < (count_2 if AHEAD == 2 else count_1)
-                begin_0, count_0, begin_1, count_1 = begin_1, count_1, begin_2, count_2
-                begin_2, count_2 = step_rows(offsets_ptr, t + 3, T, reverse)
-            x_i, x_f, x_g, x_o = load_gates(z_ptr + offs_z, now, GATE)
-            i, f, g, o, h, c = take_step(z_i, z_f, z_g, z_o, h, c, active, FAST, EXACT, inverse)
-            p_h = from_tile(h, dtype, mask, SLICED)
-            if SAVED:
-                p_i, p_f, p_g, p_o, p_c = pack_step(i, f, g, o, c, dtype, SLICED)
-            if resets_ptr is not None:
-                h, c = clear(cut, h), clear(cut, c)
-            if AHEAD == 2:
-                # Fenced, or the compiler makes the sums only where they are used.
-                z_i, z_f, z_g, z_o = fence(n_i), fence(n_f), fence(n_g), fence(n_o)
-            if EXACT:
-                words, rests = exchange_exact(h, buffers, t + 1)
-            else:
-                words = exchange(h.to(DOT), buffers, t + 1)
-        tl.store(hide(out_ptr) + offs_h, p_h, mask=alive)
+        i, f, g, o, h, c = take_step(z_i, z_f, z_g, z_o, h, c, active, FAST, EXACT, inverse)
+        p_h = from_tile(h, dtype, mask)
         if SAVED:
-            save_step(p_i, p_f, p_g, p_o, p_c, hide(steps_ptr), SIZE)
-    tl.store(h_n_ptr + offs_state, from_tile(h, dtype, mask, SLICED), mask=mask)
-    tl.store(c_n_ptr + offs_state, from_tile(c, dtype, mask, SLICED), mask=mask)
-    if states_ptr is not None:
-        tl.store(states_ptr + tl.arange(0, SIZE), pack(h, tl.float32, SLICED))
-        tl.store(c_ptr + tl.arange(0, SIZE), pack(c, tl.float32, SLICED))
+            p_i, p_f, p_g, p_o, p_c = pack_step(i, f, g, o, c, dtype)
+        if resets_ptr is not None:
+            h, c = clear(cut, h), clear(cut, c)
+        if AHEAD == 2:
+            # Fenced, or the compiler makes the sums only where they are used.
+            z_i, z_f, z_g, z_o = fence(n_i), fence(n_f), fence(n_g), fence(n_o)
+        if EXACT:
+            words, rests = exchange_exact(h, buffers, t + 1)
+        else:
+            words = exchange(h.to(DOT), buffers, t + 1)
+    tl.store(hide(out_ptr) + offs_h, p_h, mask=alive)
+    if SAVED:
+        save_step(p_i, p_f, p_g, p_o, p_c, hide(steps_ptr), SIZE)
+    tl.store(h_n_ptr + offs_state, from_tile(h, dtype, mask), mask=mask)
+    tl.store(c_n_ptr + offs_state, from_tile(c, dtype, mask), mask=mask)
 
 
 def lstm_forward(
@@ -576,9 +434,15 @@ def lstm_forward(
     of slices, else None.
     """
     H = c_n.shape[-1]
-    arguments = (
-        gates_ih, bias_ih, bias_hh, weight_hh, h_0, c_0, offsets, resets,
-        output, h_n, c_n, steps, weight_hh_t,
-    )  # fmt: skip
+    if meeting is not None:
+        arguments = (
+            gates_ih, bias_ih, bias_hh, weight_hh, c_0, offsets, resets, output, h_n, c_n, steps,
+        )  # fmt: skip
+        launch_slices(lstm_sliced_forward_kernel, arguments, layer, T, B, H, D, tile, meeting)
+        return
     more = 0 if weight_hh_t is None else transposers(tile["BLOCK_H"])
-    launch_tiles(lstm_forward_kernel, arguments, layer, T, B, H, D, tile, meeting, more)
+    launch(
+        lstm_forward_kernel, (-(-B // tile["BLOCK_B"]) + more, D, 1),
+        gates_ih, bias_ih, bias_hh, weight_hh, h_0, c_0, offsets, resets,
+        output, h_n, c_n, steps, weight_hh_t, layer, T, B, H, D, **tile,
+    )  # fmt: skip

@@ -23,10 +23,6 @@ loaded in an order that makes these the rows the thread needs next: the four gat
 (forward), its own units (backward). The order of K is free as long as W and x agree, and is chosen
 so that a thread reads VEC neighbouring weights at once.
 
-Of several slices (slices.py), whose products leave sums of several warps, a tile is a (BLOCK_B,
-BLOCK_H) tensor as memory has it, at most two numbers a thread, and the functions below that take
-SLICED change nothing but the dtype.
-
 Wherever two of these orders differ in the eyes of Triton's compiler it converts through shared
 memory, at two barriers each. Four habits keep it from that, and exchange.py does itself the one
 exchange that a step needs; tests/kernels/test_static.py notices when one stops working.
@@ -72,20 +68,16 @@ def _j(block_b):
 
 
 @inline
-def tile_indices(
-    BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, H: tl.constexpr, SLICED: tl.constexpr
-):
+def tile_indices(BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, H: tl.constexpr):
     """Unit and sequence of a tile in memory order: (J P, BLOCK_H C), j p by w r c q.
 
     Rows of an odd H are aligned to one number, so that no two can be moved at once: where a thread
-    has both q, then (BLOCK_B BLOCK_H, 1), q j p w r c. A slice's are (1, BLOCK_H) and (BLOCK_B, 1).
+    has both q, then (BLOCK_B BLOCK_H, 1), q j p w r c.
     """
     C: tl.constexpr = _c(BLOCK_B)
     P: tl.constexpr = _p(BLOCK_B)
     JP: tl.constexpr = BLOCK_B // C
-    if SLICED:
-        return tl.arange(0, BLOCK_H)[None, :], tl.arange(0, BLOCK_B)[:, None]
-    elif H % 2 == 0 or BLOCK_B == 2:
+    if H % 2 == 0 or BLOCK_B == 2:
         column = tl.arange(0, C * BLOCK_H)[None, :]
         jp = tl.arange(0, JP)[:, None]
         c = column // 2 % C
@@ -98,21 +90,18 @@ def tile_indices(
 
 
 @inline
-def to_tile(x, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, SLICED: tl.constexpr):
+def to_tile(x, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
     """Memory order to a float32 tile."""
-    if SLICED:
-        return x.to(tl.float32)
+    J: tl.constexpr = _j(BLOCK_B)
+    C: tl.constexpr = _c(BLOCK_B)
+    P: tl.constexpr = _p(BLOCK_B)
+    if x.shape[1] == 1:
+        x = tl.reshape(x, (2, J, P, BLOCK_H // 2, C))  # q j p wr c
+        x = tl.permute(x, (3, 0, 1, 4, 2))
     else:
-        J: tl.constexpr = _j(BLOCK_B)
-        C: tl.constexpr = _c(BLOCK_B)
-        P: tl.constexpr = _p(BLOCK_B)
-        if x.shape[1] == 1:
-            x = tl.reshape(x, (2, J, P, BLOCK_H // 2, C))  # q j p wr c
-            x = tl.permute(x, (3, 0, 1, 4, 2))
-        else:
-            x = tl.reshape(x, (J, P, BLOCK_H // 2, C, 2))  # j p wr c q
-            x = tl.permute(x, (2, 4, 0, 3, 1))
-        return tl.reshape(x, (BLOCK_H, BLOCK_B)).to(tl.float32)
+        x = tl.reshape(x, (J, P, BLOCK_H // 2, C, 2))  # j p wr c q
+        x = tl.permute(x, (2, 4, 0, 3, 1))
+    return tl.reshape(x, (BLOCK_H, BLOCK_B)).to(tl.float32)
 
 
 @inline
@@ -148,15 +137,12 @@ def _halves(x, dtype: tl.constexpr):
 
 
 @inline
-def from_tile(x, dtype: tl.constexpr, mask, SLICED: tl.constexpr):
+def from_tile(x, dtype: tl.constexpr, mask):
     """A tile to memory order, which is that of mask, in dtype."""
-    if SLICED:
-        return x.to(dtype)
-    else:
-        x = tl.permute(_digits(x.to(dtype)), (2, 3, 0, 4, 1))  # j p wr c q
-        if mask.shape[1] == 1:
-            x = tl.permute(x, (4, 0, 1, 2, 3))
-        return tl.reshape(x, mask.shape)
+    x = tl.permute(_digits(x.to(dtype)), (2, 3, 0, 4, 1))  # j p wr c q
+    if mask.shape[1] == 1:
+        x = tl.permute(x, (4, 0, 1, 2, 3))
+    return tl.reshape(x, mask.shape)
 
 
 @inline
@@ -169,27 +155,20 @@ def _digits(x):
 
 
 @inline
-def pack(x, dtype: tl.constexpr, SLICED: tl.constexpr):
+def pack(x, dtype: tl.constexpr):
     """A tile to private order: at most 16 bytes of one thread, then of the next thread."""
-    if SLICED:
-        return tl.reshape(x.to(dtype), (x.shape[0] * x.shape[1],))
-    else:
-        BLOCK_H: tl.constexpr = x.shape[0]
-        BLOCK_B: tl.constexpr = x.shape[1]
-        RUN: tl.constexpr = min(BLOCK_B // 2, 128 // dtype.primitive_bitwidth)
-        x = tl.permute(_digits(x.to(dtype)), (0, 4, 2, 3, 1))  # wr c j p q
-        x = tl.reshape(x, (2 * BLOCK_H, BLOCK_B // 2 // RUN, RUN))
-        return tl.reshape(tl.permute(x, (1, 0, 2)), (BLOCK_H * BLOCK_B,))
+    BLOCK_H: tl.constexpr = x.shape[0]
+    BLOCK_B: tl.constexpr = x.shape[1]
+    RUN: tl.constexpr = min(BLOCK_B // 2, 128 // dtype.primitive_bitwidth)
+    x = tl.permute(_digits(x.to(dtype)), (0, 4, 2, 3, 1))  # wr c j p q
+    x = tl.reshape(x, (2 * BLOCK_H, BLOCK_B // 2 // RUN, RUN))
+    return tl.reshape(tl.permute(x, (1, 0, 2)), (BLOCK_H * BLOCK_B,))
 
 
 @inline
-def unpack(
-    x, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, SLICED: tl.constexpr, dtype: tl.constexpr
-):
+def unpack(x, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, dtype: tl.constexpr):
     """Private order, of dtype or words of two of dtype, to a float32 tile."""
-    if SLICED:
-        return tl.reshape(x, (BLOCK_B, BLOCK_H)).to(tl.float32)
-    elif x.dtype == tl.int32:
+    if x.dtype == tl.int32:
         RUN: tl.constexpr = min(BLOCK_B // 4, 4)
         x = tl.permute(tl.reshape(x, (BLOCK_B // 4 // RUN, 2 * BLOCK_H, RUN)), (1, 0, 2))
         x = tl.reshape(x, (BLOCK_H // 2, 4, _j(BLOCK_B), _p(BLOCK_B)))  # wr c j p
@@ -199,24 +178,6 @@ def unpack(
         x = tl.permute(tl.reshape(x, (BLOCK_B // 2 // RUN, 2 * BLOCK_H, RUN)), (1, 0, 2))
         x = tl.reshape(x, (BLOCK_H // 2, _c(BLOCK_B), _j(BLOCK_B), _p(BLOCK_B), 2))  # wr c j p q
         return tl.reshape(tl.permute(x, (0, 4, 2, 1, 3)), (BLOCK_H, BLOCK_B)).to(tl.float32)
-
-
-@inline
-def zeros_tile(BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, SLICED: tl.constexpr):
-    """A float32 tile of zeros."""
-    if SLICED:
-        return tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
-    else:
-        return tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
-
-
-@inline
-def lanes(BLOCK_B: tl.constexpr, SLICED: tl.constexpr):
-    """The sequences of a tile, along its dimension."""
-    if SLICED:
-        return tl.arange(0, BLOCK_B)[:, None]
-    else:
-        return tl.arange(0, BLOCK_B)[None, :]
 
 
 @inline
@@ -284,14 +245,10 @@ def step_rows(offsets_ptr, step, T, backwards):
 
 
 @inline
-def load_units(pointer, first, H: tl.constexpr, BLOCK_H: tl.constexpr, SLICED: tl.constexpr):
-    """A float32 number for each unit from `first` on, to broadcast with a tile; zeros from H on."""
-    unit = tl.arange(0, BLOCK_H)[None, :] if SLICED else tl.arange(0, BLOCK_H)[:, None]
-    pointers, mask = pointer + first + unit, first + unit < H
-    if INTERPRETED:
-        return tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
-    else:
-        return _load_in_place(pointers, mask).to(tl.float32)
+def load_units(pointer, H: tl.constexpr, BLOCK_H: tl.constexpr):
+    """A float32 number for each unit, to broadcast with a tile; zeros from H on."""
+    unit = tl.arange(0, BLOCK_H)[:, None]
+    return load_in_place(pointer + unit, unit < H).to(tl.float32)
 
 
 @inline
@@ -307,17 +264,22 @@ def load_cuts(resets_ptr, offsets_ptr, step, T, B, lane, backwards):
         count = tl.load(offsets_ptr + time + 1) - begin
     pointers = resets_ptr + begin + lane
     mask = (lane < count) & (step + 1 < T)
+    return load_in_place(pointers, mask) != 0
+
+
+@inline
+def load_in_place(pointers, mask):
+    """Numbers in the layout of the pointers, where tl.load would take one of its own; zeros where
+    the mask is not. Bytes become int32.
+    """
     if INTERPRETED:
-        return tl.load(pointers, mask=mask, other=0) != 0
+        return tl.load(pointers, mask=mask, other=0)
     else:
-        return _load_in_place(pointers, mask) != 0
+        return _load_in_place(pointers, mask)
 
 
 @inline
 def _load_in_place(pointers, mask):
-    """Numbers in the layout of the pointers, where tl.load would take one of its own; zeros where
-    the mask is not. Bytes become int32.
-    """
     addresses, mask = pointers.to(tl.int64), mask.to(tl.int32)
     if pointers.dtype.element_ty == tl.uint8:
         return tl.inline_asm_elementwise(
@@ -338,13 +300,13 @@ def _load_in_place(pointers, mask):
 
 @inline
 def clear(flags, x):
-    """A tile with zeros for the sequences with a flag (`lanes`)."""
+    """A tile with zeros for the sequences with a flag. flags: to broadcast with it."""
     return tl.where(tl.broadcast_to(flags, (x.shape[0], x.shape[1])), 0.0, x)
 
 
 @inline
 def choose(flags, x, y):
-    """x for the sequences with a flag (`lanes`), else y: tiles."""
+    """x for the sequences with a flag, else y: tiles. flags: to broadcast with them."""
     return tl.where(tl.broadcast_to(flags, (x.shape[0], x.shape[1])), x, y)
 
 

@@ -1,7 +1,7 @@
 """Slices: several programs share the units of one tile, since W_hh no longer fits one of them.
 
-A slice owns 16 units and their rows of W_hh. What a step needs of the other slices goes through
-memory:
+A slice owns 16 units and their rows of W_hh; its tile is a (BLOCK_B, BLOCK_H) tensor as memory has
+it, at most two numbers a thread. What a step needs of the other slices goes through memory:
 
     forward     h of the step before: every slice needs all of it
     backward    W_hh^T dz of its own units is, of each slice, a part of dh for all: the owner sums
@@ -62,18 +62,9 @@ class Meeting(NamedTuple):
     at_once: int
 
 
-def launch_tiles(kernel, arguments, layer, T, B, H, D, tile, meeting, more=0):
-    """Launch forward or backward: all of it at once, or slices as they meet.
-
-    more: programs besides those of the tiles, of one slice.
-    """
-    tiles = -(-B // tile["BLOCK_B"])
-    if meeting is None:
-        grid = tiles + more, D, 1
-        numbers = layer, T, B, None, None, None, None, H, D
-        launch(kernel, grid, *arguments, None, None, *numbers, **tile)
-        return
-    S = config.slices(H, tile)
+def launch_slices(kernel, arguments, layer, T, B, H, D, tile, meeting):
+    """Launch a kernel of slices as they meet, as a Meeting says."""
+    tiles, S = -(-B // tile["BLOCK_B"]), config.slices(H, tile)
     exchange, states, at_once = meeting
     if at_once == 0:
         parts = [((tiles, D, S), t, t + 1, 0) for t in range(T)]
@@ -86,6 +77,27 @@ def launch_tiles(kernel, arguments, layer, T, B, H, D, tile, meeting, more=0):
             kernel, grid, *arguments, exchange, states, *numbers, **tile,
             launch_cooperative_grid=at_once > 0,
         )  # fmt: skip
+
+
+@inline
+def slice_indices(BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
+    """Unit, of all, and sequence of a slice's tile, which is as memory has it: (1, BLOCK_H) and
+    (BLOCK_B, 1).
+    """
+    unit = tl.program_id(2) * BLOCK_H + tl.arange(0, BLOCK_H)
+    return unit[None, :], tl.arange(0, BLOCK_B)[:, None]
+
+
+@inline
+def to_flat(x, dtype: tl.constexpr):
+    """A slice's tile as only our kernels read it: (BLOCK_B BLOCK_H,)."""
+    return tl.reshape(x.to(dtype), (x.shape[0] * x.shape[1],))
+
+
+@inline
+def from_flat(x, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
+    """The inverse of `to_flat`, in float32."""
+    return tl.reshape(x, (BLOCK_B, BLOCK_H)).to(tl.float32)
 
 
 @inline

@@ -58,7 +58,7 @@ def plan_call(plan, L, D, H, P, bias, B):
     grid = (1,)
     if not plan.one_step:
         tiles, slices = -(-B // tile["BLOCK_B"]), -(-H // tile["BLOCK_H"])
-        grid = (tiles, slices) if tile["BLOCK_K"] > tile["BLOCK_H"] else (tiles,)
+        grid = (tiles, slices) if "PARTS" in tile else (tiles,)
     return Call(
         L, D, H, P or H, bias, projected, 2 + 2 * bias + projected, plan.precision, tile,
         plan.at_once, plan.one_step, grid, len(grid) > 1,

@@ -169,12 +169,12 @@ def shifted(x):
 def run_case(case, change=None, short=0):
     """Forward and backward. Returns: the relative error of each tensor."""
     torch.manual_seed(0)
-    forward.lstm_forward_kernel = Emulated(FORWARD, case.card, change, short)
-    backward.lstm_backward_kernel = Emulated(BACKWARD, case.card, change, short)
+    for module, name in KERNELS:
+        setattr(module, name, Emulated(KERNELS[module, name], case.card, change, short))
     H, D, T, B, dtype = case.H, case.D, case.T, case.B, getattr(torch, case.dtype)
     tile = config.tile(H, B, dtype.itemsize, exact=case.exact, block_b=case.block_b)
     S, tiles = config.slices(H, tile), -(-B // case.block_b)
-    size, sliced = tile["BLOCK_H"] * case.block_b, tile["BLOCK_K"] > tile["BLOCK_H"]
+    size, sliced = tile["BLOCK_H"] * case.block_b, "PARTS" in tile
     # The tiles, from the first to the last, have fewer and fewer sequences.
     sizes = [max(1, B - 3 * t) for t in range(T)] if case.packed else [B] * T
     offsets = [0, *torch.tensor(sizes).cumsum(0).tolist()]
@@ -187,8 +187,6 @@ def run_case(case, change=None, short=0):
         return torch.full(shape, torch.nan, dtype=dtype)
 
     def meeting(numbers):
-        if not sliced:
-            return None
         states = torch.full((2, D, tiles, S, size), torch.nan) if case.at_once == 0 else None
         return Meeting(torch.zeros(2, D, tiles, numbers), states, case.at_once and tiles)
 
@@ -212,7 +210,8 @@ def run_case(case, change=None, short=0):
     resets = shifted(flags)
     forward.lstm_forward(
         gates_ih, bias_ih, bias_hh, weight_hh, h_0, c_0, output, h_n, c_n, steps, weight_hh_t,
-        0, D, T, B, tile, packing, resets, meeting(tile["BLOCK_K"] * case.block_b),
+        0, D, T, B, tile, packing, resets,
+        meeting(tile["BLOCK_K"] * case.block_b) if sliced else None,
     )  # fmt: skip
 
     def exactly(x):
@@ -252,7 +251,7 @@ def run_case(case, change=None, short=0):
     backward.lstm_backward(
         steps, weight_hh_t, upstream[0], *map(shifted, upstream[1:]),
         grad_gates, grad_h_0, grad_c_0, 0, D, T, B, tile, packing, resets,
-        meeting(tile["BLOCK_K"] // tile["BLOCK_H"] * S * size),
+        meeting(tile["BLOCK_K"] // tile["BLOCK_H"] * S * size) if sliced else None,
     )  # fmt: skip
     upstream[0] = upstream[0].flatten(-2)
     loss = sum(
@@ -316,7 +315,14 @@ def main():
     print(json.dumps({"errors": errors, "defects": defects}))
 
 
-FORWARD, BACKWARD = forward.lstm_forward_kernel, backward.lstm_backward_kernel
+KERNELS = {
+    (module, name): getattr(module, name)
+    for module, names in {
+        forward: ("lstm_forward_kernel", "lstm_sliced_forward_kernel"),
+        backward: ("lstm_backward_kernel", "lstm_sliced_backward_kernel"),
+    }.items()
+    for name in names
+}
 
 if __name__ == "__main__":
     main()

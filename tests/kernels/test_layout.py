@@ -42,7 +42,7 @@ OPERANDS = [(BLOCK_H, VEC) for BLOCK_H in (32, 64, 128) for VEC in (1, 2, 4, 8)]
 def indices_kernel(
     unit_ptr, sequence_ptr, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, H: tl.constexpr
 ):
-    unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H, False)
+    unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H)
     shape: tl.constexpr = (unit + sequence).shape
     offs = tl.arange(0, shape[0])[:, None] * shape[1] + tl.arange(0, shape[1])[None, :]
     tl.store(unit_ptr + offs, tl.broadcast_to(unit, shape))
@@ -56,13 +56,13 @@ def tile_kernel(
 ):  # fmt: skip
     """x (BLOCK_B, BLOCK_H) through a tile to y, and to private order and back. H: odd or even."""
     dtype: tl.constexpr = x_ptr.dtype.element_ty
-    unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H, False)
-    x = to_tile(tl.load(x_ptr + sequence * BLOCK_H + unit), BLOCK_H, BLOCK_B, False)
+    unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H)
+    x = to_tile(tl.load(x_ptr + sequence * BLOCK_H + unit), BLOCK_H, BLOCK_B)
     offs = tl.arange(0, BLOCK_H)[:, None] * BLOCK_B + tl.arange(0, BLOCK_B)[None, :]
     tl.store(tile_ptr + offs, x)
-    tl.store(packed_ptr + tl.arange(0, BLOCK_H * BLOCK_B), pack(x, dtype, False))
-    tl.store(unpacked_ptr + offs, unpack(pack(x, dtype, False), BLOCK_H, BLOCK_B, False, dtype))
-    tl.store(y_ptr + sequence * BLOCK_H + unit, from_tile(x, dtype, unit + sequence, False))
+    tl.store(packed_ptr + tl.arange(0, BLOCK_H * BLOCK_B), pack(x, dtype))
+    tl.store(unpacked_ptr + offs, unpack(pack(x, dtype), BLOCK_H, BLOCK_B, dtype))
+    tl.store(y_ptr + sequence * BLOCK_H + unit, from_tile(x, dtype, unit + sequence))
 
 
 @triton.jit
@@ -94,7 +94,7 @@ def pairs_kernel(
     offs = tl.arange(0, BLOCK_H)[:, None] * BLOCK_B + tl.arange(0, BLOCK_B)[None, :]
     tl.store(tile_ptr + offs, pairs_to_tile(words, BLOCK_H, BLOCK_B, dtype))
     words = tl.load(packed_ptr + tl.arange(0, BLOCK_H * BLOCK_B // 2))
-    tl.store(unpacked_ptr + offs, unpack(words, BLOCK_H, BLOCK_B, False, dtype))
+    tl.store(unpacked_ptr + offs, unpack(words, BLOCK_H, BLOCK_B, dtype))
 
 
 @triton.jit

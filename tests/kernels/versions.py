@@ -23,7 +23,7 @@ def captured(function, *arguments, **keywords):
         assert len(grid) == 3
         calls.append((kernel, given, options))
 
-    for module in (slices, step):
+    for module in (forward, backward, slices, step):
         module.launch = launch
     function(*arguments, **keywords)
     return calls

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lstm import LSTM, layer
-from lstm.kernels import forward
+from lstm.kernels import sliced_forward
 from lstm.plan import interpreted
 from tests.accuracy import (
     LENGTHS,
@@ -262,9 +262,11 @@ def test_slices_that_take_turns_equal_a_launch_for_each_step_bitwise(
 def test_slices_with_a_wrong_tag_wait_forever(monkeypatch):
     case = make_case(2, 3, 5, 129)
     side_by_side(monkeypatch)
-    write = forward.write_words
+    write = sliced_forward.write_words
     # Once, the word of the step before
     wrong = iter([1])
-    monkeypatch.setattr(forward, "write_words", lambda p, x, t: write(p, x, t - 2 * next(wrong, 0)))
+    monkeypatch.setattr(
+        sliced_forward, "write_words", lambda p, x, t: write(p, x, t - 2 * next(wrong, 0))
+    )
     with pytest.raises(Exception, match="Stuck"):
         results(case, 8)
