@@ -15,7 +15,7 @@ units.
 
 import triton.language as tl
 
-from .layout import inline, uniform
+from .layout import INTERPRETED, inline, uniform
 
 
 @inline
@@ -67,15 +67,26 @@ def load_weights(pointers, mask, factor, DOT: tl.constexpr, LEAST: tl.constexpr 
         # A fixed power serves where the largest weight is between 1/256 and 256. It takes no second
         # look at float32 weights, for which registers are too few.
         inverse = 1.0 / 256.0
-        w = (w * 256.0).to(DOT)
+        w = _to_float16(w * 256.0)
         largest = tl.max((w.to(tl.int16, bitcast=True) & 0x7FFF).to(tl.int32))
         if uniform(((largest < 0x3C00) | (largest >= 0x7C00)).to(tl.int32)) > 0:  # 1, inf, NaN
             w = tl.load(pointers, mask=mask, other=0.0).to(tl.float32) * factor
             size = tl.abs(w)
             largest_size = tl.max(tl.where(size < float("inf"), size, 0.0))
             scale, inverse = power_of_two(tl.maximum(largest_size, LEAST))
-            w = (w * scale).to(DOT)
+            w = _to_float16(w * scale)
         return w, inverse
+
+
+@inline
+def _to_float16(x):
+    """x.to(tl.float16), of which LLVM's vectoriser would take seconds to see that it is done."""
+    if INTERPRETED:
+        return x.to(tl.float16)
+    else:
+        return tl.inline_asm_elementwise(
+            "cvt.rn.f16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=tl.float16, is_pure=True, pack=2
+        )
 
 
 @inline
