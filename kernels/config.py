@@ -68,7 +68,8 @@ def sequences(hidden_size, batch, directions, multiprocessors):
     step takes less time.
     """
     at_once = room(hidden_size, multiprocessors)
-    return next((b for b in (2, 4) if directions * -(-batch // b) <= at_once), 8)
+    # Beside the tiles' four programs that transpose W_hh (forward.py)
+    return next((b for b in (2, 4) if directions * (-(-batch // b) + 4) <= at_once), 8)
 
 
 def capacity(batch, hidden_size, interpreted=False):

@@ -138,23 +138,17 @@ def pack_step(i, f, g, o, c, dtype: tl.constexpr):
     )
 
 
-@triton.constexpr_function
-def transposers(block_h):
-    """Programs besides those of the tiles, that transpose W_hh of a direction for backward."""
-    return 4 * max(1, block_h // 32)
-
-
 @inline
-def transpose(weight_ptr, weight_t_ptr, number, H: tl.constexpr, BLOCK_H: tl.constexpr):
-    """A share of W_hh, (4, H, H), to W_hh^T, (H, 4, H): 32 units of one gate."""
-    UNITS: tl.constexpr = min(32, BLOCK_H)
-    gate = number % 4
-    unit = number // 4 * UNITS + tl.arange(0, UNITS)
-    k = tl.arange(0, BLOCK_H)
-    mask = (unit[:, None] < H) & (k[None, :] < H)
-    w = tl.load(weight_ptr + (gate * H + unit[:, None]) * H + k[None, :], mask=mask)
-    w_t = weight_t_ptr + (k[:, None] * 4 + gate) * H + unit[None, :]
-    tl.store(w_t, tl.trans(w), mask=(k[:, None] < H) & (unit[None, :] < H))
+def transpose(weight_ptr, weight_t_ptr, gate, H: tl.constexpr, BLOCK_H: tl.constexpr):
+    """W_hh of a gate, of (4, H, H), to its part of W_hh^T, (H, 4, H)."""
+    # More units at once would take more shared memory than some programs of a multiprocessor have.
+    for first in tl.static_range(0, BLOCK_H, 32):
+        unit = first + tl.arange(0, 32)
+        k = tl.arange(0, BLOCK_H)
+        mask = (unit[:, None] < H) & (k[None, :] < H)
+        w = tl.load(weight_ptr + (gate * H + unit[:, None]) * H + k[None, :], mask=mask)
+        w_t = weight_t_ptr + (k[:, None] * 4 + gate) * H + unit[None, :]
+        tl.store(w_t, tl.trans(w), mask=(k[:, None] < H) & (unit[None, :] < H))
 
 
 # T and B change from call to call, and with B the addresses at which a layer's states begin. They
@@ -214,11 +208,11 @@ def lstm_forward_kernel(
     tile = tl.program_id(0).to(tl.int64)
     tiles = tl.num_programs(0)
     if weight_hh_t_ptr is not None:
-        tiles -= transposers(BLOCK_H)
+        # Beside the tiles' a program for each gate
+        tiles -= 4
         if tile >= tiles:
             matrix = tl.program_id(1).to(tl.int64) * (4 * H * H)
-            number = tile - tiles
-            transpose(weight_hh_ptr + matrix, weight_hh_t_ptr + matrix, number, H, BLOCK_H)
+            transpose(weight_hh_ptr + matrix, weight_hh_t_ptr + matrix, tile - tiles, H, BLOCK_H)
             return
     row = tile * BLOCK_B
     state = (layer.to(tl.int64) * D * B + row) * H
@@ -440,9 +434,9 @@ def lstm_forward(
         )  # fmt: skip
         launch_slices(lstm_sliced_forward_kernel, arguments, layer, T, B, H, D, tile, meeting)
         return
-    more = 0 if weight_hh_t is None else transposers(tile["BLOCK_H"])
+    tiles = -(-B // tile["BLOCK_B"])
     launch(
-        lstm_forward_kernel, (-(-B // tile["BLOCK_B"]) + more, D, 1),
+        lstm_forward_kernel, (tiles if weight_hh_t is None else tiles + 4, D, 1),
         gates_ih, bias_ih, bias_hh, weight_hh, h_0, c_0, offsets, resets,
         output, h_n, c_n, steps, weight_hh_t, layer, T, B, H, D, **tile,
     )  # fmt: skip
