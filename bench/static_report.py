@@ -97,14 +97,14 @@ CARDS = {
 MAIN_SIZES = (128,)
 MAIN_DTYPES = ("float32", "bfloat16")
 MAIN_CARDS = (80, 90)
-# A size for each other (BLOCK_H, VEC), each on one card for each main dtype: what sets these apart
-# is how many numbers one access moves, which no card changes, and all on all take a quarter hour.
-#   BLOCK_H 32: VEC 1, 2, 8, 4;   64: 1, 2, 8, 4;   128: 1, 2, 4
-OTHER_SIZES = (1, 10, 16, 31, 22, 20, 24, 37, 50, 64, 36, 101, 70, 100)
+# A size for each other (BLOCK_H, VEC), each on one card: what sets these apart is how many numbers
+# one access moves, which no card changes, and all on all take a quarter hour.
+#   BLOCK_H 32: VEC 1, 2, 8, 4;   64: 1, 8, 2, 4;   128: 1, 2, 4
+OTHER_SIZES = (1, 10, 16, 31, 22, 20, 24, 37, 64, 50, 36, 101, 70, 100)
 # Of a step, where rows are aligned to a single number, to 16 bytes, and there is but one number.
 STEP_SIZES = (128, 37, 1)
-# Of slices: each number of warps for each dtype on the main cards; then each number of weights that
-# a thread reads at once, the other kernels, and the other cards, one for each.
+# Of slices: each number of warps for each dtype on a main card; then each number of weights that a
+# thread reads at once, the other kernels, and the other cards, one for each.
 SLICED_SIZES = (256, 512, 1024)
 OTHER_SLICED_SIZES = (129, 190, 257, 510, 513, 1022)
 # Compiled for all of these. The other kernels are the same with stores left out, or with another
@@ -182,8 +182,10 @@ def configurations(cards=tuple(CARDS), everything=False) -> list[Configuration]:
             add(NARROW_KERNELS, size, dtype, CARDS if everything else MAIN_CARDS)
     for s, size in enumerate(OTHER_SIZES):
         for d, dtype in enumerate(POINTERS if everything else MAIN_DTYPES):
+            # Odd sizes in both dtypes, for they take most registers; the others by turns.
+            by_turns = not everything and size % 2 == 0 and d == s % 2
             # float32 has no VEC 8: there a size may be of the kind of an earlier one.
-            if _kind(size, dtype) not in kinds:
+            if _kind(size, dtype) not in kinds and not by_turns:
                 kinds.add(_kind(size, dtype))
                 if everything:
                     add(common + list(NARROW_KERNELS), size, dtype, CARDS)
@@ -207,8 +209,9 @@ def configurations(cards=tuple(CARDS), everything=False) -> list[Configuration]:
             if everything:
                 add(SLICED_KERNELS, size, dtype, CARDS)
             elif size in SLICED_SIZES:
-                add(sliced, size, dtype, MAIN_CARDS)
-                add(SLICED_KERNELS[2:] if d == s else SLICED_KERNELS[2:4], size, dtype, s + 2 * d)
+                add(sliced, size, dtype, [MAIN_CARDS[(s + d) % 2]])
+                if d == s:
+                    add(SLICED_KERNELS[2:], size, dtype, s + 2 * d)
             elif d == s % 3:
                 add(sliced, size, dtype, s)
     return sorted(chosen, key=lambda configuration: configuration.card)

@@ -97,7 +97,10 @@ def test_every_kind_of_tile_is_compiled_and_the_main_sizes_for_every_card():
 
     compiled = [c for c in configurations() if c.kernel not in apart]
     kinds = {kind(c.kernel, c.hidden_size, c.dtype) for c in compiled}
-    assert kinds >= wanted(MAIN_KERNELS, MAIN_DTYPES) | exact
+    odd = {k for k in wanted(MAIN_KERNELS, MAIN_DTYPES) if k[-1] == 1}
+    assert kinds >= odd | exact
+    # The others in one dtype or another
+    assert {(k[0], *k[2:]) for k in kinds} >= {(k[0], *k[2:]) for k in wanted(MAIN_KERNELS)}
     assert max(Counter(compiled).values()) == 1
     everything = Counter(c for c in configurations(everything=True) if c.kernel not in apart)
     assert max(everything.values()) == 1
@@ -138,8 +141,8 @@ def test_every_kind_of_slice_is_compiled():
 
     compiled = [c for c in configurations() if c.kernel in SLICED_KERNELS]
     assert max(Counter(compiled).values()) == 1
-    main = set(product(SLICED_KERNELS[:2], SLICED_SIZES, ITEMSIZE, MAIN_CARDS))
-    assert main <= {(c.kernel, c.hidden_size, c.dtype, c.card) for c in compiled}
+    main = {(c.kernel, c.hidden_size, c.dtype) for c in compiled if c.card in MAIN_CARDS}
+    assert main >= set(product(SLICED_KERNELS[:2], SLICED_SIZES, ITEMSIZE))
     sizes = range(config.MAX_ONE_SLICE + 1, config.MAX_HIDDEN_SIZE + 1)
     kinds = {(c.kernel, *kind(c.hidden_size, c.dtype)) for c in compiled}
     wanted = {kind(size, dtype) for size in sizes for dtype in ITEMSIZE}
