@@ -154,6 +154,11 @@ class Configuration:
         return config.tile(self.hidden_size, 1, itemsize, exact=exact, block_b=block_b)
 
 
+def _narrow(dtype):
+    """Kernels of fewer sequences than eight: of float32 none of two (config.sequences)."""
+    return NARROW_KERNELS[: 2 if dtype == "float32" else 4]
+
+
 def configurations(cards=tuple(CARDS), everything=False) -> list[Configuration]:
     """What is compiled for these cards: the main sizes and kernels for each of them, the others
     spread over all cards.
@@ -179,7 +184,7 @@ def configurations(cards=tuple(CARDS), everything=False) -> list[Configuration]:
         add(MAIN_KERNELS, size, dtype, CARDS if everything or dtype in MAIN_DTYPES else MAIN_CARDS)
         if everything or dtype in MAIN_DTYPES:
             add(variants, size, dtype, CARDS if everything else 2 * d + 1)
-            add(NARROW_KERNELS, size, dtype, CARDS if everything else MAIN_CARDS)
+            add(_narrow(dtype), size, dtype, CARDS if everything else MAIN_CARDS)
     for s, size in enumerate(OTHER_SIZES):
         for d, dtype in enumerate(POINTERS if everything else MAIN_DTYPES):
             # Odd sizes in both dtypes, for they take most registers; the others by turns.
@@ -188,12 +193,13 @@ def configurations(cards=tuple(CARDS), everything=False) -> list[Configuration]:
             if _kind(size, dtype) not in kinds and not by_turns:
                 kinds.add(_kind(size, dtype))
                 if everything:
-                    add(common + list(NARROW_KERNELS), size, dtype, CARDS)
+                    add([*common, *_narrow(dtype)], size, dtype, CARDS)
                 else:
                     add(MAIN_KERNELS, size, dtype, s + 2 * d)
         if s % 2 and not everything:
-            # Of fewer sequences for every second size, one number of them and one dtype
-            add(NARROW_KERNELS[s // 2 % 2 * 2 :][:2], size, MAIN_DTYPES[s // 4 % 2], s)
+            # Of fewer sequences for every second size, the fewest of one dtype
+            dtype = MAIN_DTYPES[s // 2 % 2]
+            add(_narrow(dtype)[-2:], size, dtype, s)
     exact_kinds = set()
     for s, size in enumerate(OTHER_SIZES):
         if size <= config.MAX_EXACT_HIDDEN_SIZE and _kind(size, "float32") not in exact_kinds:
@@ -371,8 +377,7 @@ def limits(configuration: Configuration) -> dict[str, int]:
     # Numbers of a tile in one thread; an access moves both units of a pair if rows are aligned so.
     numbers = tile["BLOCK_H"] * tile["BLOCK_B"] // (32 * warps)
     accesses = numbers if configuration.hidden_size % 2 else max(1, numbers // 2)
-    # Sequences of a thread, and steps from lane to lane over those that have the same ones
-    sequences, lanes = max(1, tile["BLOCK_B"] // 4), 4 if tile["BLOCK_B"] == 2 else 3
+    sequences = max(1, tile["BLOCK_B"] // 4)  # of a thread
     # Backward reads i, f, g, o and c, 16 bytes at once, and one tile: grad_output.
     saved = -(-numbers * ITEMSIZE[configuration.dtype] // 16)
     return {
@@ -385,9 +390,9 @@ def limits(configuration: Configuration) -> dict[str, int]:
         "ldg": (5 * saved + accesses if backward else 4 * accesses)
         + 2 * packed
         + resets * sequences,
-        # The scale's maximum over the lanes of a sequence and then the warps, for each of a
-        # thread's sequences, and of what lags for two sequences at once.
-        "shfl": (lanes + 3) * (scaled * sequences + again * -(-sequences // 2)),
+        # The scale's maximum over the lanes of a sequence and then the warps, three steps each, for
+        # each of a thread's sequences, and of what lags for two sequences at once.
+        "shfl": 6 * (scaled * sequences + again * -(-sequences // 2)),
     }
 
 

@@ -152,6 +152,7 @@ def lstm_backward_kernel(
     FLOAT32: tl.constexpr = dtype == tl.float32
     DOT: tl.constexpr = tl.float16 if FLOAT32 else dtype
     FAST: tl.constexpr = not FLOAT32
+    tl.static_assert(BLOCK_B >= 4 or not FLOAT32)  # config.sequences
     SIZE: tl.constexpr = BLOCK_H * BLOCK_B
     # The factors of a step are made a step ahead; of float32 registers are too few for that.
     AHEAD: tl.constexpr = FAST

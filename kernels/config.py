@@ -61,15 +61,18 @@ def room(hidden_size, multiprocessors):
     return multiprocessors * max(1, 4 // tile(hidden_size, 1, 4)["num_warps"])
 
 
-def sequences(hidden_size, batch, directions, multiprocessors):
+def sequences(hidden_size, batch, itemsize, directions, multiprocessors):
     """Of each tile of one slice: the fewest of 2, 4 and 8 for which there is room.
 
     The tensor core multiplies eight in any case, but of fewer each thread has fewer cells, and a
-    step takes less time.
+    step takes less time. Of float32 four at least: its scales are maxima over a sequence's units,
+    which two sequences leave in lanes that do not lie side by side, and there Triton 3.6 reduces
+    over others.
     """
     at_once = room(hidden_size, multiprocessors)
     # Beside the tiles' four programs that transpose W_hh (forward.py)
-    return next((b for b in (2, 4) if directions * (-(-batch // b) + 4) <= at_once), 8)
+    fewest = (4,) if itemsize == 4 else (2, 4)
+    return next((b for b in fewest if directions * (-(-batch // b) + 4) <= at_once), 8)
 
 
 def capacity(batch, hidden_size, interpreted=False):

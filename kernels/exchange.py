@@ -227,37 +227,25 @@ def to_gate_operand(w_0, w_1, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, DOT:
         return tl.reshape(x, (BLOCK_H // 16, 2 * BLOCK_H, 8 * J))
 
 
-@triton.constexpr_function
-def _largest_of(lanes):
-    """PTX that makes x, a word of two bfloat16, the larger of it and that of the lanes so far."""
-    return " ".join(
-        f"shfl.sync.bfly.b32 y, x, {lane}, 31, -1; max.NaN.bf16x2 x, x, y;" for lane in lanes
+# A word of two bfloat16 and that of the lane with the next four units, the next eight and the other
+# half: the largest numbers of eight lanes, which have the same sequences.
+_LARGEST_OF_LANES = tl.constexpr(
+    " ".join(
+        f"shfl.sync.bfly.b32 y, x, {lanes}, 31, -1; max.NaN.bf16x2 x, x, y;" for lanes in (4, 8, 16)
     )
+)
 
 
 @triton.constexpr_function
 def _largest_words(block_b):
-    """Words of a warp: of two sequences each, but where lanes have one sequence only, of that."""
-    return max(min(4, block_b), block_b // 2)
+    """Words of a warp: of two sequences each, but of four sequences each of one, twice."""
+    return max(4, block_b // 2)
 
 
 @triton.constexpr_function
 def largest_bytes(block_h, block_b):
     """Two tables of a warp's words each."""
     return 2 * 4 * (block_h // 16) * _largest_words(block_b)
-
-
-@triton.constexpr_function
-def _write_largest_ptx(block_b):
-    """Of the lanes that have the same sequences: the next units, and with two sequences the next
-    unit.
-    """
-    lanes = (1, 4, 8, 16) if block_b == 2 else (4, 8, 16)
-    return (
-        "{ .reg .b32 x, y; cvt.rn.bf16x2.f32 x, $3, $2; "
-        + _largest_of(lanes)
-        + " st.shared.b32 [$1], x; mov.b32 $0, 0; }"
-    )
 
 
 @inline
@@ -270,19 +258,17 @@ def write_largest(x, address):
         WARPS: tl.constexpr = x.shape[0] // 16
         BLOCK_B: tl.constexpr = x.shape[1]
         WORDS: tl.constexpr = _largest_words(BLOCK_B)
-        if BLOCK_B == 2:
-            x_0, x_1 = x, x
-        else:
-            x_0, x_1 = split_units(x)
-            if BLOCK_B > 4:
-                x_0, x_1 = tl.reshape(tl.maximum(x_0, x_1), (x_0.shape[0], WORDS, 2)).split()
-        x_0 = tl.reshape(x_0, (WARPS, x_0.shape[0] // WARPS, WORDS))
-        x_1 = tl.reshape(x_1, x_0.shape)
+        x_0, x_1 = split_units(x)
+        if BLOCK_B > 4:
+            x_0, x_1 = tl.reshape(tl.maximum(x_0, x_1), (x_0.shape[0], WORDS, 2)).split()
+        x_0, x_1 = tl.reshape(x_0, (WARPS, 8, WORDS)), tl.reshape(x_1, (WARPS, 8, WORDS))
         warp = tl.arange(0, WARPS)[:, None, None]
         address += (warp * WORDS + tl.arange(0, WORDS)[None, None, :]) * 4
         tl.inline_asm_elementwise(
-            _write_largest_ptx(BLOCK_B), "=r,r,f,f",
-            [tl.broadcast_to(address, x_0.shape), x_0, x_1],
+            "{ .reg .b32 x, y; cvt.rn.bf16x2.f32 x, $3, $2; "
+            + _LARGEST_OF_LANES
+            + " st.shared.b32 [$1], x; mov.b32 $0, 0; }",
+            "=r,r,f,f", [tl.broadcast_to(address, (WARPS, 8, WORDS)), x_0, x_1],
             dtype=tl.int32, is_pure=False, pack=1,
         )  # fmt: skip
 
@@ -293,7 +279,7 @@ def _read_largest_ptx(warps, words):
     return (
         "{ .reg .b32 x, y; mov.u32 x, %laneid; shr.u32 x, x, 2; "
         f"and.b32 x, x, {warps - 1}; mad.lo.u32 x, x, {4 * words}, $2; ld.shared.b32 x, [x]; "
-        + _largest_of((4, 8, 16))
+        + _LARGEST_OF_LANES.value
         + " shl.b32 $0, x, 16; and.b32 $1, x, 0xFFFF0000; }"
     )
 

@@ -191,6 +191,7 @@ def lstm_forward_kernel(
     FLOAT32: tl.constexpr = dtype == tl.float32
     DOT: tl.constexpr = tl.float16 if FLOAT32 else dtype
     FAST: tl.constexpr = not FLOAT32
+    tl.static_assert(BLOCK_B >= 4 or not FLOAT32)  # config.sequences
     SIZE: tl.constexpr = BLOCK_H * BLOCK_B
     SAVED: tl.constexpr = steps_ptr is not None
     # How many steps ahead gates are loaded. Of float32 the registers are too few for two.

@@ -38,15 +38,13 @@ def test_largest_slice(dtype, device):
     assert_matches(reset(make_case(5, 9, 7, 128, dtype, device)))
 
 
-@pytest.mark.parametrize("H", [20, 37, 130])
-@pytest.mark.parametrize("P", [0, 6])
+@pytest.mark.parametrize(("H", "P"), [(20, 0), (20, 6), (37, 0), (37, 6), (130, 6)])
 def test_layers_and_directions(H, P, device):
     assert_matches(reset(make_case(6, 5, 7, H, device=device, num_layers=2, D=2, P=P)))
 
 
-@pytest.mark.parametrize("H", [20, 130])
+@pytest.mark.parametrize(("H", "D"), [(20, 1), (20, 2), (130, 2)])
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
-@pytest.mark.parametrize("D", [1, 2])
 def test_packed(H, lengths, D, device):
     T = max(2, lengths[0])
     assert_matches(packed(reset(make_case(T, len(lengths), 7, H, device=device, D=D)), lengths))
