@@ -6,6 +6,9 @@ MAX_EXACT_HIDDEN_SIZE = 64
 # Slices of 16 units, with 128 columns of W_hh a warp: eight warps.
 MAX_HIDDEN_SIZE = 1024
 
+# Programs of forward, besides those of the tiles, that transpose W_hh of a direction: one a gate.
+TRANSPOSERS = 4
+
 # One step reads all its weights anew, I + H of them for each gate of a unit, one after the other.
 # Of more, cuBLAS shares the reading better among programs than our plain loop does (estimated).
 MAX_STEP_SIZE = 1024
@@ -70,9 +73,8 @@ def sequences(hidden_size, batch, itemsize, directions, multiprocessors):
     over others.
     """
     at_once = room(hidden_size, multiprocessors)
-    # Beside the tiles' four programs that transpose W_hh (forward.py)
     fewest = (4,) if itemsize == 4 else (2, 4)
-    return next((b for b in fewest if directions * (-(-batch // b) + 4) <= at_once), 8)
+    return next((b for b in fewest if directions * (-(-batch // b) + TRANSPOSERS) <= at_once), 8)
 
 
 def capacity(batch, hidden_size, interpreted=False):

@@ -13,6 +13,7 @@ is too large for one program, several share its units and exchange h through mem
 import triton
 import triton.language as tl
 
+from . import config
 from .cell import take_step
 from .exchange import (
     again,
@@ -50,6 +51,8 @@ from .memory import load_gates, save_step
 from .operand import LEAST, REST, load_exact_weights, load_weights, split, to_range
 from .sliced_forward import lstm_sliced_forward_kernel
 from .slices import launch_slices
+
+TRANSPOSERS = tl.constexpr(config.TRANSPOSERS)
 
 
 @inline
@@ -209,8 +212,7 @@ def lstm_forward_kernel(
     tile = tl.program_id(0).to(tl.int64)
     tiles = tl.num_programs(0)
     if weight_hh_t_ptr is not None:
-        # Beside the tiles' a program for each gate
-        tiles -= 4
+        tiles -= TRANSPOSERS
         if tile >= tiles:
             matrix = tl.program_id(1).to(tl.int64) * (4 * H * H)
             transpose(weight_hh_ptr + matrix, weight_hh_t_ptr + matrix, tile - tiles, H, BLOCK_H)
@@ -437,7 +439,7 @@ def lstm_forward(
         return
     tiles = -(-B // tile["BLOCK_B"])
     launch(
-        lstm_forward_kernel, (tiles if weight_hh_t is None else tiles + 4, D, 1),
+        lstm_forward_kernel, (tiles if weight_hh_t is None else tiles + config.TRANSPOSERS, D, 1),
         gates_ih, bias_ih, bias_hh, weight_hh, h_0, c_0, offsets, resets,
         output, h_n, c_n, steps, weight_hh_t, layer, T, B, H, D, **tile,
     )  # fmt: skip

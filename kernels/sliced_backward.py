@@ -58,8 +58,7 @@ def lstm_sliced_backward_kernel(
     S: tl.constexpr = (H + BLOCK_H - 1) // BLOCK_H
     OWNERS: tl.constexpr = BLOCK_K // BLOCK_H
     BLOCKS: tl.constexpr = BLOCK_K // (16 * PARTS)
-    tile = tl.program_id(0).to(tl.int64)
-    tile += first_tile
+    tile = tl.program_id(0).to(tl.int64) + first_tile
     row = tile * BLOCK_B
     state = (layer.to(tl.int64) * D * B + row) * H
     saved = tile
@@ -136,7 +135,7 @@ def lstm_sliced_backward_kernel(
             grad = tl.load(grad_output_ptr + offs_h, mask=mask, other=0.0)
             grad_output_ptr -= step_h
         else:
-            now = mask & (row + sequence < count)
+            now = mask & (lane < count)
             grad = tl.load(grad_output_ptr + begin_row * (D * H) + offs_h, mask=now, other=0.0)
     if resets_ptr is not None:
         cut = load_cuts(resets_ptr, offsets_ptr, begin, T, B, lane, 1 - reverse)
@@ -194,7 +193,7 @@ def lstm_sliced_backward_kernel(
             grad_gates_ptr -= step_z
         else:
             dc = choose(lane < count, dc, dc_after)
-            alive = mask & (row + sequence < count)
+            alive = mask & (lane < count)
             z_ptr += begin_row * (4 * H)
         if grad_output_ptr is not None:
             ahead = mask & (s + 1 < T)
@@ -202,7 +201,7 @@ def lstm_sliced_backward_kernel(
                 grad_ptr = grad_output_ptr
                 grad_output_ptr -= step_h
             else:
-                ahead &= row + sequence < count_1
+                ahead &= lane < count_1
                 grad_ptr = grad_output_ptr + begin_1 * (D * H)
             grad = tl.load(grad_ptr + offs_h, mask=ahead, other=0.0)
         if offsets_ptr is not None:

@@ -86,8 +86,7 @@ def lstm_sliced_forward_kernel(
     FAST: tl.constexpr = not FLOAT32
     SIZE: tl.constexpr = BLOCK_H * BLOCK_B
     S: tl.constexpr = (H + BLOCK_H - 1) // BLOCK_H
-    tile = tl.program_id(0).to(tl.int64)
-    tile += first_tile
+    tile = tl.program_id(0).to(tl.int64) + first_tile
     row = tile * BLOCK_B
     state = (layer.to(tl.int64) * D * B + row) * H
     saved = tile
@@ -160,14 +159,13 @@ def lstm_sliced_forward_kernel(
         # Later the launch before has written it, and may have passed on zeros instead.
         if begin == 0:
             tl.store(steps_ptr + tl.arange(0, SIZE), to_flat(c, dtype))
-        steps_ptr += SIZE
-        steps_ptr += begin.to(tl.int64) * (5 * SIZE)
+        steps_ptr += (1 + 5 * begin.to(tl.int64)) * SIZE
     if offsets_ptr is None:
         x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask, H)
     else:
         begin_row, count = step_rows(offsets_ptr, begin, T, reverse)
         begin_1, count_1 = step_rows(offsets_ptr, begin + 1, T, reverse)
-        now = mask & (row + sequence < count)
+        now = mask & (lane < count)
         x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + begin_row * (4 * H) + offs_z, now, H)
     for t in range(begin, end):
         z_i, z_f, z_g, z_o = to_sums(x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, FAST)
@@ -181,9 +179,9 @@ def lstm_sliced_forward_kernel(
             active = None
         else:
             active = lane < count
-            alive = mask & (row + sequence < count)
+            alive = mask & (lane < count)
             out_ptr = output_ptr + begin_row * (D * H)
-            ahead = mask & (row + sequence < count_1) & (t + 1 < end)
+            ahead = mask & (lane < count_1) & (t + 1 < end)
             x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + begin_1 * (4 * H) + offs_z, ahead, H)
             begin_row, count = begin_1, count_1
             begin_1, count_1 = step_rows(offsets_ptr, t + 2, T, reverse)

@@ -186,8 +186,10 @@ def plan(
         )
     D, slices, at_once = 2 if bidirectional else 1, 1, 0
     sliced = hidden_size > config.MAX_ONE_SLICE
-    few = config.sequences(hidden_size, batch, dtype.itemsize, D, multiprocessors)
-    for block_b in (8, 16) if sliced else (few,):
+    sizes = (8, 16)
+    if not sliced:
+        sizes = (config.sequences(hidden_size, batch, dtype.itemsize, D, multiprocessors),)
+    for block_b in sizes:
         tile = config.tile(hidden_size, batch, dtype.itemsize, interpret, exact, block_b)
         tiles = -(-batch // tile["BLOCK_B"])
         if interpret or not sliced:
