@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from .cell import cell_factors, tanh
+from .exchange import shared_memory
 from .layout import (
     choose,
     clear,
@@ -23,11 +24,12 @@ from .memory import load_saved
 from .operand import gates_to_range, load_weights
 from .slices import (
     from_flat,
-    order_all_gates,
+    gates_bytes,
     part_offsets,
     slice_indices,
     sum_parts,
     to_flat,
+    to_gates_operand,
     write_words,
 )
 
@@ -97,7 +99,7 @@ def lstm_sliced_backward_kernel(
     unit += tl.program_id(2) * BLOCK_H
     weights = weight_hh_t_ptr + (row_unit * 4 + group) * H + unit
     w, inverse = load_weights(weights, (row_unit < H) & (unit < H), 1.0, DOT)
-    w = rows_in_order(to_operands(pin(w), PARTS, BLOCK_H, VEC, 4, 4, BLOCKS, 2))
+    w = rows_in_order(to_operands(pin(w), PARTS, BLOCK_H, VEC, 4, 4, BLOCKS, 4))
 
     unit, sequence = slice_indices(BLOCK_H, BLOCK_B)
     exchanged = tiles.to(tl.int64) * (D * OWNERS * S * SIZE)
@@ -144,6 +146,7 @@ def lstm_sliced_backward_kernel(
     c = from_flat(tl.load(steps_ptr + 4 * SIZE + offs_saved), BLOCK_H, BLOCK_B)
     s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, SIZE)
 
+    buffers = shared_memory(gates_bytes(BLOCK_B))
     for s in range(begin, end):
         i, f = from_flat(s_i, BLOCK_H, BLOCK_B), from_flat(s_f, BLOCK_H, BLOCK_B)
         g, o = from_flat(s_g, BLOCK_H, BLOCK_B), from_flat(s_o, BLOCK_H, BLOCK_B)
@@ -178,7 +181,7 @@ def lstm_sliced_backward_kernel(
         q_i, q_f, q_g, q_o = di, df, dg, do
         if FLOAT32:
             q_i, q_f, q_g, q_o, inverse_s = gates_to_range(di, df, dg, do, 1)
-        x = order_all_gates(q_i.to(DOT), q_f.to(DOT), q_g.to(DOT), q_o.to(DOT), 4)
+        x = to_gates_operand(q_i.to(DOT), q_f.to(DOT), q_g.to(DOT), q_o.to(DOT), buffers, s, PARTS)
         dh_parts = product(w, x)
         if FLOAT32:
             dh_parts = dh_parts * tl.reshape(inverse * inverse_s, (1, 1, BLOCK_B))

@@ -43,7 +43,7 @@ import triton.language as tl
 
 from . import config
 from .launching import launch
-from .layout import INTERPRETED, fence, inline, product
+from .layout import INTERPRETED, inline, product
 
 # For debugging: how often a word is read in vain before its reader says so and goes on with what is
 # there; 0, which costs nothing, for ever.
@@ -288,15 +288,56 @@ def _sum_halves(z):
     return a + b
 
 
+# Of one sequence: 64 numbers of 16 bits, and what keeps apart in the banks what lanes read.
+_ROW = tl.constexpr(2 * 64 + 16)
+
+
+@triton.constexpr_function
+def gates_bytes(block_b):
+    """Both buffers of `to_gates_operand`."""
+    return 2 * block_b * _ROW.value
+
+
 @inline
-def order_all_gates(di, df, dg, do, OWN: tl.constexpr):
-    """Operand B of a slice's backward product: four tiles as one (4 BLOCK_H, BLOCK_B)."""
+def to_gates_operand(di, df, dg, do, buffers, step, PARTS: tl.constexpr):
+    """Operand B of a slice's backward product: (num_warps, 64, BLOCK_B), the same of every warp, of
+    four tiles of 16-bit numbers, gate by gate. One barrier, as in exchange.py, whose memory it is.
+
+    Lane c multiplies units 4 c to 4 c + 3, and reads a pair of them at once, of all gates.
+    """
     BLOCK_B: tl.constexpr = di.shape[0]
-    BLOCK_H: tl.constexpr = di.shape[1]
-    x = tl.join(tl.join(di, dg), tl.join(df, do))
-    x = tl.reshape(x, (BLOCK_B, BLOCK_H // (4 * OWN), 4, OWN // 2, 2, 2, 2))  # b rest c v e gate
-    x = tl.permute(x, (1, 3, 5, 6, 2, 4, 0))
-    return fence(tl.reshape(x, (4 * BLOCK_H, BLOCK_B)))
+    if INTERPRETED:
+        x = tl.join(tl.join(di, dg), tl.join(df, do))  # b unit gate
+        return tl.reshape(tl.permute(x, (2, 3, 1, 0)), (64, BLOCK_B))
+    else:
+        J: tl.constexpr = BLOCK_B // 8
+        buffers += step % 2 * (BLOCK_B * _ROW)
+        unit = tl.arange(0, 16)[None, :]
+        place = unit // 4 * 32 + unit // 2 % 2 * 16 + unit % 2 * 2
+        place += tl.arange(0, BLOCK_B)[:, None] * _ROW
+        tl.inline_asm_elementwise(
+            "st.shared.b16 [$1], $2; st.shared.b16 [$1 + 4], $3; st.shared.b16 [$1 + 8], $4; "
+            "st.shared.b16 [$1 + 12], $5; mov.b32 $0, 0;",
+            "=r,r,h,h,h,h", [buffers + place, di, df, dg, do],
+            dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+        tl.debug_barrier()
+        n = tl.arange(0, 64 * J * PARTS)  # j pair w r c
+        sequence = n // (64 * PARTS) * 8 + n // 4 % 8
+        w_i, w_f, w_g, w_o = tl.inline_asm_elementwise(
+            "ld.shared.v4.b32 {$0, $1, $2, $3}, [$4];", "=r,=r,=r,=r,r",
+            [buffers + sequence * _ROW + n % 4 * 32 + n // (32 * PARTS) % 2 * 16],
+            dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=False, pack=1,
+        )  # fmt: skip
+        x = tl.join(tl.join(w_i, w_g), tl.join(w_f, w_o))
+        x = tl.reshape(x, (J, 2, PARTS, 8, 4, 2, 2))
+        x = tl.permute(x, (2, 5, 6, 4, 1, 0, 3))  # w gate gate c pair j r
+        e_0, e_1 = tl.inline_asm_elementwise(
+            "mov.b32 {$0, $1}, $2;", "=h,=h,r", [x], dtype=(tl.int16, tl.int16), is_pure=True,
+            pack=1,
+        )  # fmt: skip
+        x = tl.permute(tl.join(e_0, e_1), (0, 1, 2, 3, 4, 7, 5, 6)).to(di.dtype, bitcast=True)
+        return tl.reshape(x, (PARTS, 64, BLOCK_B))
 
 
 @inline
