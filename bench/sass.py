@@ -1,7 +1,8 @@
 """Static figures of a compiled kernel: what its time loop holds, read without a GPU.
 
 Triton ships NVIDIA's cuobjdump and nvdisasm. The first states a kernel's registers and stack, the
-second lists its machine instructions (SASS). The time loop is the largest loop among them.
+second lists its machine instructions (SASS). The time loop is the largest loop among them; of two
+layers at once there is another, the product between them, in which only spills are looked for.
 """
 
 import re
@@ -45,7 +46,7 @@ class LoopFigures:
     sts: stores to shared memory, one register at a time or as matrices (STS, STSM).
     ldg: loads from global memory.
     stg: stores to global memory.
-    spills: stores to and loads from local memory (STL, LDL), none in a good time loop.
+    spills: stores to and loads from local memory (STL, LDL) in all loops, none in good ones.
     membar: memory fences, which wait until earlier writes are seen by others.
     """
 
@@ -89,7 +90,8 @@ def loop_figures(cubin: bytes, num_warps: int) -> LoopFigures:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
         usage = RESOURCES.findall(_run("cuobjdump", "--dump-resource-usage", path))
-        loop = Counter(_loop(_run("nvdisasm", "--print-code", path)))
+        largest, all_loops = _loops(_run("nvdisasm", "--print-code", path))
+    loop = Counter(largest)
     # A kernel that calls functions lists each; the caller's registers and stack include theirs.
     registers, stack_bytes = (max(map(int, column)) for column in zip(*usage, strict=True))
     return LoopFigures(
@@ -108,7 +110,7 @@ def loop_figures(cubin: bytes, num_warps: int) -> LoopFigures:
         sts=loop["STS"] + loop["STSM"],
         ldg=loop["LDG"],
         stg=loop["STG"],
-        spills=loop["LDL"] + loop["STL"],
+        spills=sum(opcode in ("LDL", "STL") for opcode in all_loops),
         membar=loop["MEMBAR"],
     )
 
@@ -124,18 +126,21 @@ def _run(tool: str, *arguments: str | Path) -> str:
     return done.stdout
 
 
-def _loop(sass: str) -> list[str]:
-    """Opcodes of the largest loop, or of a kernel without one, without modifiers.
+def _loops(sass: str) -> tuple[list[str], list[str]]:
+    """Opcodes of the largest loop and of all loops, or twice of a kernel without one, without
+    modifiers.
 
     A loop is a branch to an instruction that every path to the branch passes, and all that can run
     between the two. Being backward is not enough: waits and other cold code lie behind the kernel's
     end and branch back to where they left.
     """
     largest: list[str] = []
+    all_loops: list[str] = []
     everything: list[str] = []
     for function in SECTION.split(sass):
         opcodes, edges = _flow(function)
         everything += opcodes
+        in_loops: set[int] = set()
         reversed_edges: list[list[int]] = [[] for _ in edges]
         for source, targets in enumerate(edges):
             for target in targets:
@@ -145,7 +150,9 @@ def _loop(sass: str) -> list[str]:
                 if target <= source and source not in _reach(edges, 0, barred=target):
                     body = _reach(reversed_edges, source, barred=target) | {target}
                     largest = max(largest, [opcodes[index] for index in body], key=len)
-    return largest or everything
+                    in_loops |= body
+        all_loops += [opcodes[index] for index in in_loops]
+    return largest or everything, all_loops or everything
 
 
 def _flow(function: str) -> tuple[list[str], list[list[int]]]:

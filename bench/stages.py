@@ -17,7 +17,7 @@ from statistics import median
 import torch
 
 from bench import cases, record, timing
-from lstm.kernels import backward, config, forward
+from lstm.kernels import backward, config, forward, joint_backward, joint_forward
 from lstm.plan import multiprocessors
 
 ROOT = Path(__file__).parents[1]
@@ -133,7 +133,7 @@ def lstm(run):
         sizes = [(3, 5, 16), (3, 5, 32), (3, 9, 16), (3, 9, 32)]
         chosen = cases.layers(cases.SEQUENCE, sizes, ["float32", "bfloat16"])
         chosen += cases.layers(["step"], [(1, 1, 16)], ["float32"])
-        chosen += cases.layers(["forward+backward"], [(3, 5, 16)], ["float32"], num_layers=2)
+        chosen += cases.layers(["forward+backward"], [(16, 5, 16)], ["float32"], num_layers=2)
         clocks, seconds = ("python",), 0.02
     for case in chosen:
         # A long loop in Python would take seconds a call.
@@ -206,19 +206,21 @@ def repeats(run):
 def cycles(run):
     """Cycles per time step of each kernel, from two lengths: launch and loading cancel out."""
     clock_hz = sm_clock(run.device)
-    short, long = (2, 4) if run.rehearse else CYCLE_LENGTHS
+    short, long = (16, 17) if run.rehearse else CYCLE_LENGTHS
     # Tiles of two sequences, of four and of eight, nearly as many as there is room for
     room = config.room(128, multiprocessors(run.device))
-    sizes = [(128, b * room - 32) for b in (2, 4, 8)] + [(64, 8), (32, 8)]
+    sizes = [(128, b * room - 32, 1) for b in (2, 4, 8)] + [(64, 8, 1), (32, 8, 1)]
+    # Two layers at once, three programs a tile, where room allows two sequences, four and eight
+    sizes += [(128, b * (room // 3) - 32, 2) for b in (2, 4, 8)]
     if run.rehearse:
-        sizes = [(16, 8)]
-    for (H, B), dtype in product(sizes, cases.DTYPES):
+        sizes = [(16, 8, 1), (16, 8, 2)]
+    for (H, B, num_layers), dtype in product(sizes, cases.DTYPES):
         of_length = {}
         for T in (short, long):
-            case = cases.Case("forward+backward", T, B, H, H, 1, dtype)
+            case = cases.Case("forward+backward", T, B, H, H, num_layers, dtype)
             work = cases.subject("lstm", case, run.device)
-            of_length[T] = kernel_seconds(work, warm_up=2, calls=1 if run.rehearse else 20)
-        for kernel in ("forward", "backward"):
+            of_length[T] = kernel_seconds(work, *((0, 1) if run.rehearse else (2, 20)))
+        for kernel in of_length[long]:
             seconds = {T: of_length[T][kernel] for T in (short, long)}
             step_s = (median(seconds[long]) - median(seconds[short])) / (long - short)
             made = {
@@ -234,8 +236,15 @@ def cycles(run):
 
 
 def kernel_seconds(work, warm_up, calls):
-    """{"forward": [seconds], "backward": [seconds]} of the two kernels alone, in repeated calls."""
-    places = {"forward": (forward, "lstm_forward"), "backward": (backward, "lstm_backward")}
+    """{"forward": [seconds], "backward": [seconds]} of the two kernels alone, in repeated calls; of
+    two layers at once "joint forward" and "joint backward".
+    """
+    places = {
+        "forward": (forward, "lstm_forward"),
+        "backward": (backward, "lstm_backward"),
+        "joint forward": (joint_forward, "lstm_joint_forward"),
+        "joint backward": (joint_backward, "lstm_joint_backward"),
+    }
     launches = {kernel: getattr(*place) for kernel, place in places.items()}
     found = {kernel: [] for kernel in places}
 
@@ -252,7 +261,7 @@ def kernel_seconds(work, warm_up, calls):
     finally:
         for kernel, place in places.items():
             setattr(*place, launches[kernel])
-    return {kernel: seconds[warm_up:] for kernel, seconds in found.items()}
+    return {kernel: seconds[warm_up:] for kernel, seconds in found.items() if seconds}
 
 
 def sm_clock(device):
@@ -287,8 +296,9 @@ def peers(run):
 SANITIZED = """
 import torch
 from bench.cases import Case, subject
-for H, dtype in ((37, "float32"), (64, "bfloat16"), (128, "float16")):
-    work = subject("lstm", Case("forward+backward", 3, 9, 5, H, 1, dtype), torch.device("cuda", 0))
+sizes = (37, 1, "float32"), (64, 1, "bfloat16"), (128, 1, "float16"), (64, 2, "float32")
+for H, L, dtype in sizes:
+    work = subject("lstm", Case("forward+backward", 17, 9, 5, H, L, dtype), torch.device("cuda", 0))
     assert work.path == "fused", work.path
     work()
 torch.cuda.synchronize()

@@ -33,6 +33,8 @@ from bench.sass import LoopFigures, loop_figures
 from lstm.kernels import config
 from lstm.kernels.backward import lstm_backward_kernel
 from lstm.kernels.forward import lstm_forward_kernel
+from lstm.kernels.joint_backward import lstm_joint_backward_kernel
+from lstm.kernels.joint_forward import lstm_joint_forward_kernel
 from lstm.kernels.sliced_backward import lstm_sliced_backward_kernel
 from lstm.kernels.sliced_forward import lstm_sliced_forward_kernel
 from lstm.kernels.step import lstm_step_backward_kernel, lstm_step_kernel
@@ -57,6 +59,8 @@ KERNELS = {
     "backward, 2 sequences": (lstm_backward_kernel, 1, ("offsets_ptr",)),
     "forward, exact": (lstm_forward_kernel, 1, ("offsets_ptr",)),
     "backward, exact": (lstm_backward_kernel, 1, ("offsets_ptr",)),
+    "forward, joint": (lstm_joint_forward_kernel, 1, ("mask_ptr",)),
+    "backward, joint": (lstm_joint_backward_kernel, 1, ("mask_ptr",)),
     "forward, sliced": (lstm_sliced_forward_kernel, 1, ("offsets_ptr",)),
     "backward, sliced": (lstm_sliced_backward_kernel, 1, ("offsets_ptr",)),
     "forward, sliced wide": (lstm_sliced_forward_kernel, 1, ("offsets_ptr",)),
@@ -74,6 +78,8 @@ SLICED_KERNELS = tuple(name for name in KERNELS if "sliced" in name)
 # Of slices, tiles of sixteen sequences; of one slice, tiles of fewer than eight
 WIDE_KERNELS = tuple(name for name in KERNELS if name.endswith("wide"))
 NARROW_KERNELS = tuple(name for name in KERNELS if name.endswith(" sequences"))
+# Two layers at once, of four sequences a tile
+JOINT_KERNELS = tuple(name for name in KERNELS if name.endswith("joint"))
 # float32 with TF32 switched off, and no other dtype
 EXACT_KERNELS = ("forward, exact", "backward, exact")
 # No time loop: their figures are of the loop over the inputs, or of the whole kernel.
@@ -92,8 +98,9 @@ CARDS = {
     120: (1536, 24, 100 * 1024),
 }
 
-# Compiled for every card: the largest size, whose weights leave the fewest registers. float16, as
-# bfloat16 but for the conversion of numbers, only for the two cards that most have.
+# Compiled for every card: the largest size, whose weights leave the fewest registers. In all dtypes
+# for the two cards that most have; float16, as bfloat16 but for the conversion of numbers, nowhere
+# else.
 MAIN_SIZES = (128,)
 MAIN_DTYPES = ("float32", "bfloat16")
 MAIN_CARDS = (80, 90)
@@ -150,6 +157,9 @@ class Configuration:
         block_b = 16 if self.kernel in WIDE_KERNELS else 8
         if self.kernel in NARROW_KERNELS:
             block_b = int(self.kernel.split()[1])
+        if self.kernel in JOINT_KERNELS:
+            tile = config.tile(self.hidden_size, 1, itemsize, block_b=4)
+            return {name: value for name, value in tile.items() if name != "EXACT"}
         exact = self.kernel in EXACT_KERNELS
         return config.tile(self.hidden_size, 1, itemsize, exact=exact, block_b=block_b)
 
@@ -177,14 +187,17 @@ def configurations(cards=tuple(CARDS), everything=False) -> list[Configuration]:
             Configuration(kernel, size, dtype, card) for card in here for kernel in kernels
         )
 
-    apart = NARROW_KERNELS + EXACT_KERNELS + STEP_KERNELS + SLICED_KERNELS
+    apart = NARROW_KERNELS + JOINT_KERNELS + EXACT_KERNELS + STEP_KERNELS + SLICED_KERNELS
     common = [kernel for kernel in KERNELS if kernel not in apart]
     variants = [kernel for kernel in common if kernel not in MAIN_KERNELS]
     for d, (size, dtype) in enumerate(main):
-        add(MAIN_KERNELS, size, dtype, CARDS if everything or dtype in MAIN_DTYPES else MAIN_CARDS)
+        # Every card, but those that few have in one dtype each
+        by_turns = {card for n, card in enumerate(CARDS) if MAIN_DTYPES[n % 2] == dtype}
+        add(MAIN_KERNELS, size, dtype, CARDS if everything else {*MAIN_CARDS, *by_turns})
         if everything or dtype in MAIN_DTYPES:
             add(variants, size, dtype, CARDS if everything else 2 * d + 1)
             add(_narrow(dtype), size, dtype, CARDS if everything else MAIN_CARDS)
+            add(JOINT_KERNELS, size, dtype, CARDS if everything else MAIN_CARDS)
     for s, size in enumerate(OTHER_SIZES):
         for d, dtype in enumerate(POINTERS if everything else MAIN_DTYPES):
             # Odd sizes in both dtypes, for they take most registers; the others by turns.
@@ -193,13 +206,15 @@ def configurations(cards=tuple(CARDS), everything=False) -> list[Configuration]:
             if _kind(size, dtype) not in kinds and not by_turns:
                 kinds.add(_kind(size, dtype))
                 if everything:
-                    add([*common, *_narrow(dtype)], size, dtype, CARDS)
+                    add([*common, *_narrow(dtype), *JOINT_KERNELS], size, dtype, CARDS)
                 else:
                     add(MAIN_KERNELS, size, dtype, s + 2 * d)
         if s % 2 and not everything:
-            # Of fewer sequences for every second size, the fewest of one dtype
+            # For every second size, of one dtype: the fewest sequences; or two layers at once
             dtype = MAIN_DTYPES[s // 2 % 2]
             add(_narrow(dtype)[-2:], size, dtype, s)
+            if s % 4 == 3:
+                add(JOINT_KERNELS, size, dtype, s + 1)
     exact_kinds = set()
     for s, size in enumerate(OTHER_SIZES):
         if size <= config.MAX_EXACT_HIDDEN_SIZE and _kind(size, "float32") not in exact_kinds:
@@ -250,6 +265,7 @@ def compile_configuration(configuration: Configuration, target: GPUTarget | None
     sizes = {name: value for name, value in tile.items() if name in names}
     size = configuration.hidden_size
     constants = {"H": size, "D": directions} if kernel.params[names.index("H")].is_constexpr else {}
+    constants = {name: value for name, value in constants.items() if name in names}
     constants |= sizes | dict.fromkeys(absent)
     # Slices that meet carry no states from launch to launch.
     lacking = ["states_ptr"] + ["resets_ptr"] * ("resets" not in configuration.kernel)
@@ -267,7 +283,12 @@ def compile_configuration(configuration: Configuration, target: GPUTarget | None
     pointers = [name for name in names if name.endswith("_ptr") and name not in constants]
     signature = dict.fromkeys(names, "i32")
     signature |= dict.fromkeys(pointers, POINTERS[configuration.dtype])
-    own = {"offsets_ptr": "*i64", "resets_ptr": "*u8", "exchange_ptr": "*fp32"}
+    own = {
+        "offsets_ptr": "*i64",
+        "resets_ptr": "*u8",
+        "exchange_ptr": "*fp32",
+        "done_ptr": "*i32",
+    }
     signature |= {name: own[name] for name in own if name in names}
     signature |= dict.fromkeys(constants, "constexpr")
     aligned = [
@@ -368,6 +389,7 @@ def limits(configuration: Configuration) -> dict[str, int]:
     scaled = backward and configuration.dtype == "float32"
     again = scaled and not exact and configuration.hidden_size % 2 == 0
     packed, resets = "packed" in configuration.kernel, "resets" in configuration.kernel
+    joint = configuration.kernel in JOINT_KERNELS
     # A step exchanges h, or the gradients of four gates: BLOCK_H * BLOCK_B numbers of 16 bits each,
     # or two of each. Every warp needs all of them, in 32-bit registers of its 32 lanes, four to a
     # read. W_hh takes BLOCK_H such registers, so reading even a quarter of it again adds
@@ -380,6 +402,10 @@ def limits(configuration: Configuration) -> dict[str, int]:
     sequences = max(1, tile["BLOCK_B"] // 4)  # of a thread
     # Backward reads i, f, g, o and c, 16 bytes at once, and one tile: grad_output.
     saved = -(-numbers * ITEMSIZE[configuration.dtype] // 16)
+    loads = 5 * saved + accesses if backward else 4 * accesses
+    # Of two layers at once the larger loop may be that of backward's product: a step's gates, read
+    # two steps ahead, and those of two steps where it begins anew.
+    loads = max(loads, 12 * accesses) if joint and backward else loads
     return {
         "spills": 0,
         "hgmma + utchmma": 0,
@@ -387,9 +413,13 @@ def limits(configuration: Configuration) -> dict[str, int]:
         "bar": 1 + again + 3 * scaled,
         "lds + ldsm": reads + 3 * scaled + warps * again,
         # Packed also where the rows of a later step begin and end; resets of a thread's sequences.
-        "ldg": (5 * saved + accesses if backward else 4 * accesses)
+        "ldg": loads
         + 2 * packed
-        + resets * sequences,
+        + resets * sequences
+        # The counter of the layer below, when what is known of it is used up
+        + joint,
+        # What tells the layer above, once in eight steps
+        "membar": joint,
         # The scale's maximum over the lanes of a sequence and then the warps, three steps each, for
         # each of a thread's sequences, and of what lags for two sequences at once.
         "shfl": 6 * (scaled * sequences + again * -(-sequences // 2)),
@@ -412,6 +442,9 @@ def _slice_limits(configuration: Configuration) -> dict[str, int]:
         "spills": 0,
         "hgmma + utchmma": 0,
         "membar": 0,
+        # Forward adds the warps' sums, and exchanges them twice over; of float32 backward has a
+        # scale for each sequence.
+        "bar": 1 + 2 * (configuration.dtype == "float32") if backward else sequences // 4,
         "lds + ldsm": 16 + tile["BLOCK_K"] // tile["num_warps"] // 16,
         # Packed also where the rows of a later step begin and end, twice if resets look there too.
         "ldg": words + (6 if backward else 4) * numbers + 2 * packed * (1 + resets) + resets,

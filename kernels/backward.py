@@ -56,6 +56,7 @@ from .operand import (
     power_of_two,
     split,
 )
+from .progress import steps_of_layer, tell, wait
 from .sliced_backward import lstm_sliced_backward_kernel
 from .slices import launch_slices
 
@@ -118,35 +119,46 @@ def gates_product(
     return to_units(dh_if, BLOCK_B) + to_units(dh_go, BLOCK_B)
 
 
-@triton.jit(
-    do_not_specialize=["layer", "T", "B"],
-    do_not_specialize_on_alignment=[
-        "grad_h_n_ptr",
-        "grad_c_n_ptr",
-        "resets_ptr",
-        "grad_h_0_ptr",
-        "grad_c_0_ptr",
-    ],
-)
-def lstm_backward_kernel(
-    steps_ptr, weight_hh_t_ptr, grad_output_ptr, grad_h_n_ptr, grad_c_n_ptr, offsets_ptr,
-    resets_ptr,
-    grad_gates_ptr, grad_h_0_ptr, grad_c_0_ptr,
-    layer, T, B, H: tl.constexpr, D: tl.constexpr,
+@inline
+def matrix_pointers(weight_t_ptr, H: tl.constexpr, BLOCK_H: tl.constexpr, VEC: tl.constexpr):
+    """Of W_hh^T, (H, 4, H), in operand order: pointers, and which of them are there."""
+    # A block for each pair of gates, (i, f) and (g, o)
+    block, wr, half, group, unit = operand_indices(BLOCK_H // 16, BLOCK_H, VEC, 8, 2, 2)
+    row = wr * 2 + half
+    return weight_t_ptr + (row * 4 + block * 2 + group) * H + unit, (row < H) & (unit < H)
+
+
+@inline
+def to_matrices(w, BLOCK_H: tl.constexpr, VEC: tl.constexpr):
+    """What `matrix_pointers` point to, as operands A: of gates i and f, and of g and o."""
+    return to_operands(pin(w), BLOCK_H // 16, BLOCK_H, VEC, 8, 2, 2, 4).split()
+
+
+@inline
+def load_matrices(
+    weight_t_ptr, DOT: tl.constexpr, H: tl.constexpr, BLOCK_H: tl.constexpr, VEC: tl.constexpr
+):
+    """W_hh^T as operands A, and the inverse of their scale."""
+    pointers, mask = matrix_pointers(weight_t_ptr, H, BLOCK_H, VEC)
+    w, inverse = load_weights(pointers, mask, 1.0, DOT)
+    w_if, w_go = to_matrices(w, BLOCK_H, VEC)
+    return w_if, w_go, inverse
+
+
+@inline
+def layer_backward(
+    w_if, w_go, inverse, steps_ptr, weight_hh_t_ptr, grad_output_ptr, grad_h_n_ptr,
+    grad_c_n_ptr, offsets_ptr, resets_ptr, grad_gates_ptr, grad_h_0_ptr, grad_c_0_ptr,
+    ready_ptr, there, done_ptr,
+    tile, tiles, layer, T, B, H: tl.constexpr, D: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """The whole sequence of one tile of BLOCK_B sequences in one of D directions, last step first.
+    """What a program of lstm_backward_kernel does, whose docstring has the arguments.
 
-    Shapes: steps as lstm_forward_kernel wrote them; weight_hh_t (D, H, 4, H), W_hh
-        transposed; grad_output (T, B, D, H); grad_h_n, grad_c_n, grad_h_0, grad_c_0 (layers D, B,
-        H), of which number `layer` is meant; grad_gates (D, T, B, 4, H). All contiguous, in one
-        dtype. grad_output, grad_h_n and grad_c_n may be None, for zeros; grad_h_0 and grad_c_0
-        where they are not wanted; resets as forward has them.
-        Packed: offsets as forward has them, else None, grad_output (rows, D, H), grad_gates (D,
-        rows, 4, H).
-    Numerics: dh, dc and the factors are float32; the gates' gradients are rounded to the operand
-        dtype (operand.py) before W_hh^T reads them, if EXACT to float32's precision, and to their
-        own dtype where they are written.
+    w_if, w_go, inverse: W_hh^T as `load_matrices` has it, None where it is to be loaded. tile:
+    which, of tiles. ready, done: None; or, of one of two layers at once, the counters of the steps
+    of grad_output that are there, of which `there` are known to be, and of its own (progress.py),
+    both from the last step on.
     """
     dtype: tl.constexpr = grad_gates_ptr.dtype.element_ty
     FLOAT32: tl.constexpr = dtype == tl.float32
@@ -159,13 +171,10 @@ def lstm_backward_kernel(
     # float32's scale is that of two steps before, which takes no part in the chain. Rows that are
     # aligned to one number only leave no registers for it.
     LAGGED: tl.constexpr = FLOAT32 and not EXACT and not INTERPRETED and H % 2 == 0
-    NUM_WARPS: tl.constexpr = BLOCK_H // 16
     # Saved steps of 16 bits are read as words of two numbers.
     SAVED: tl.constexpr = SIZE if FLOAT32 or BLOCK_B == 2 else SIZE // 2
     if SAVED < SIZE:
         steps_ptr = steps_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
-    tile = tl.program_id(0).to(tl.int64)
-    tiles = tl.num_programs(0)
     row = tile * BLOCK_B
     state = (layer.to(tl.int64) * D * B + row) * H
     saved = tile
@@ -197,18 +206,13 @@ def lstm_backward_kernel(
         begin_1, count_1 = step_rows(offsets_ptr, 1, T, 1 - reverse)
         begin_2, count_2 = step_rows(offsets_ptr, 2, T, 1 - reverse)
 
-    # A block of W_hh^T for each pair of gates, (i, f) and (g, o)
-    block, wr, half, group, unit = operand_indices(NUM_WARPS, BLOCK_H, VEC, 8, 2, 2)
-    row_unit = wr * 2 + half
-    weights = weight_hh_t_ptr + (row_unit * 4 + block * 2 + group) * H + unit
     if EXACT:
-        w, w_rest, inverse = load_exact_weights(weights, (row_unit < H) & (unit < H))
-        w_rest = to_operands(pin(w_rest), NUM_WARPS, BLOCK_H, VEC, 8, 2, 2, 4)
-        r_if, r_go = w_rest.split()
-    else:
-        w, inverse = load_weights(weights, (row_unit < H) & (unit < H), 1.0, DOT)
-    w = to_operands(pin(w), NUM_WARPS, BLOCK_H, VEC, 8, 2, 2, 4)
-    w_if, w_go = w.split()
+        pointers, there = matrix_pointers(weight_hh_t_ptr, H, BLOCK_H, VEC)
+        w, w_rest, inverse = load_exact_weights(pointers, there)
+        r_if, r_go = to_matrices(w_rest, BLOCK_H, VEC)
+        w_if, w_go = to_matrices(w, BLOCK_H, VEC)
+    elif w_if is None:
+        w_if, w_go, inverse = load_matrices(weight_hh_t_ptr, DOT, H, BLOCK_H, VEC)
 
     unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H)
     mask = (tile * BLOCK_B + sequence < B) & (unit < H)
@@ -228,6 +232,8 @@ def lstm_backward_kernel(
         grad = tl.load(grad_c_n_ptr + offs_state, mask=mask, other=0.0)
         dc = to_tile(grad, BLOCK_H, BLOCK_B)
     if grad_output_ptr is not None:
+        if ready_ptr is not None:
+            there = wait(ready_ptr, there, tl.minimum(2, T))
         grad_output_ptr += row * (D * H)
         if offsets_ptr is None:
             grad_output_ptr += last * step_h
@@ -269,9 +275,16 @@ def lstm_backward_kernel(
         given = tl.maximum(tl.abs(dh), tl.abs(dc))
         write_largest(given, tables + TABLE)
         scale, inverse_s = power_of_two(tl.max(given, axis=0)[None, :] * ROOM)
+    period = steps_of_layer(T)
     # The order in here is the compiler's hint: what nobody waits for stands below the exchange,
     # under whose product it then takes place.
     for s in range(0, T):
+        if done_ptr is not None:  # noqa: SIM102 (known when the kernel is compiled, the other not)
+            if (s & (period - 1)) == 1:
+                # All threads had written those before the last one when they met in its exchange.
+                tell(done_ptr, s - 1)
+        if ready_ptr is not None:
+            there = wait(ready_ptr, there, tl.minimum(s + (3 if AHEAD else 2), T))
         if not AHEAD:
             k_i, k_f, k_g, k_o, k_c, f, c = step_factors(
                 s_i, s_f, s_g, s_o, s_c, tanh_c, cut, dtype, BLOCK_H, BLOCK_B
@@ -378,6 +391,47 @@ def lstm_backward_kernel(
         tl.store(grad_h_0_ptr + offs_state, from_tile(dh, dtype, mask), mask=mask)
     if grad_c_0_ptr is not None:
         tl.store(grad_c_0_ptr + offs_state, from_tile(dc, dtype, mask), mask=mask)
+    if done_ptr is not None:
+        tl.debug_barrier()
+        tell(done_ptr, T)
+
+
+@triton.jit(
+    do_not_specialize=["layer", "T", "B"],
+    do_not_specialize_on_alignment=[
+        "grad_h_n_ptr",
+        "grad_c_n_ptr",
+        "resets_ptr",
+        "grad_h_0_ptr",
+        "grad_c_0_ptr",
+    ],
+)
+def lstm_backward_kernel(
+    steps_ptr, weight_hh_t_ptr, grad_output_ptr, grad_h_n_ptr, grad_c_n_ptr, offsets_ptr,
+    resets_ptr,
+    grad_gates_ptr, grad_h_0_ptr, grad_c_0_ptr,
+    layer, T, B, H: tl.constexpr, D: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """The whole sequence of one tile of BLOCK_B sequences in one of D directions, last step first.
+
+    Shapes: steps as lstm_forward_kernel wrote them; weight_hh_t (D, H, 4, H), W_hh
+        transposed; grad_output (T, B, D, H); grad_h_n, grad_c_n, grad_h_0, grad_c_0 (layers D, B,
+        H), of which number `layer` is meant; grad_gates (D, T, B, 4, H). All contiguous, in one
+        dtype. grad_output, grad_h_n and grad_c_n may be None, for zeros; grad_h_0 and grad_c_0
+        where they are not wanted; resets as forward has them.
+        Packed: offsets as forward has them, else None, grad_output (rows, D, H), grad_gates (D,
+        rows, 4, H).
+    Numerics: dh, dc and the factors are float32; the gates' gradients are rounded to the operand
+        dtype (operand.py) before W_hh^T reads them, if EXACT to float32's precision, and to their
+        own dtype where they are written.
+    """
+    layer_backward(
+        None, None, None, steps_ptr, weight_hh_t_ptr, grad_output_ptr, grad_h_n_ptr, grad_c_n_ptr,
+        offsets_ptr, resets_ptr, grad_gates_ptr, grad_h_0_ptr, grad_c_0_ptr, None, None, None,
+        tl.program_id(0).to(tl.int64), tl.num_programs(0), layer, T, B, H, D,
+        BLOCK_H, BLOCK_B, VEC, EXACT,
+    )  # fmt: skip
 
 
 def lstm_backward(

@@ -49,6 +49,7 @@ from .layout import (
 )
 from .memory import load_gates, save_step
 from .operand import LEAST, REST, load_exact_weights, load_weights, split, to_range
+from .progress import steps_of_layer, tell, wait
 from .sliced_forward import lstm_sliced_forward_kernel
 from .slices import launch_slices
 
@@ -154,41 +155,56 @@ def transpose(weight_ptr, weight_t_ptr, gate, H: tl.constexpr, BLOCK_H: tl.const
         tl.store(w_t, tl.trans(w), mask=(k[:, None] < H) & (unit[None, :] < H))
 
 
-# T and B change from call to call, and with B the addresses at which a layer's states begin. They
-# compile nothing new: the numbers are not looked at, nor the alignment of what no loop reads.
-@triton.jit(
-    do_not_specialize=["layer", "T", "B"],
-    do_not_specialize_on_alignment=[
-        "bias_ih_ptr",
-        "bias_hh_ptr",
-        "h_0_ptr",
-        "c_0_ptr",
-        "resets_ptr",
-        "h_n_ptr",
-        "c_n_ptr",
-    ],
-)
-def lstm_forward_kernel(
-    gates_ih_ptr, bias_ih_ptr, bias_hh_ptr, weight_hh_ptr, h_0_ptr, c_0_ptr,
-    offsets_ptr, resets_ptr,
-    output_ptr, h_n_ptr, c_n_ptr, steps_ptr, weight_hh_t_ptr,
-    layer, T, B, H: tl.constexpr, D: tl.constexpr,
+@inline
+def matrix_pointers(weight_ptr, H: tl.constexpr, BLOCK_H: tl.constexpr, VEC: tl.constexpr):
+    """Of W_hh, (4, H, H), in operand order: pointers, which of them are there, and gates."""
+    # Block 2 q + pair: units of parity q, gates (i, f) or (g, o)
+    block, wr, half, _, k = operand_indices(BLOCK_H // 16, BLOCK_H, VEC, own_units(BLOCK_H), 1, 4)
+    gate = block % 2 * 2 + half
+    unit = wr * 2 + block // 2
+    return weight_ptr + (gate * H + unit) * H + k, (unit < H) & (k < H), gate
+
+
+@inline
+def to_matrix(w, BLOCK_H: tl.constexpr, VEC: tl.constexpr):
+    """What `matrix_pointers` point to, as operand A."""
+    # h from memory is put together by joins, which make kWidth 4 (Triton 3.6, 3.8).
+    w = to_operands(pin(w), BLOCK_H // 16, BLOCK_H, VEC, own_units(BLOCK_H), 1, 4, 4)
+    return rows_in_order(w)
+
+
+@inline
+def load_matrix(
+    weight_ptr, half, DOT: tl.constexpr, H: tl.constexpr, BLOCK_H: tl.constexpr, VEC: tl.constexpr
+):
+    """W_hh as operand A and the inverse of its scale. half: what multiplies rows of i, f and o."""
+    pointers, mask, gate = matrix_pointers(weight_ptr, H, BLOCK_H, VEC)
+    factor = 1.0 if half is None else tl.where(gate == 2, 1.0, half)
+    w, inverse = load_weights(pointers, mask, factor, DOT, LEAST)
+    return to_matrix(w, BLOCK_H, VEC), inverse
+
+
+@inline
+def load_exact_matrix(weight_ptr, H: tl.constexpr, BLOCK_H: tl.constexpr, VEC: tl.constexpr):
+    """W_hh and its rest (operand.py) as operands A, and the inverse of their scale."""
+    pointers, mask, _ = matrix_pointers(weight_ptr, H, BLOCK_H, VEC)
+    w, rest, inverse = load_exact_weights(pointers, mask)
+    rest = to_matrix(rest, BLOCK_H, VEC)
+    return to_matrix(w, BLOCK_H, VEC), rest, inverse
+
+
+@inline
+def layer_forward(
+    w, inverse, gates_ih_ptr, bias_ih_ptr, bias_hh_ptr, weight_hh_ptr, h_0_ptr, c_0_ptr,
+    offsets_ptr, resets_ptr, output_ptr, h_n_ptr, c_n_ptr, steps_ptr, ready_ptr, there, done_ptr,
+    tile, tiles, layer, T, B, H: tl.constexpr, D: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """The whole sequence of one tile of BLOCK_B sequences, in one of D directions.
+    """What a program of lstm_forward_kernel does, whose docstring has the arguments.
 
-    Shapes: gates_ih (D, T, B, 4, H); bias_ih, bias_hh (D, 4, H), both or none; weight_hh (D, 4, H,
-        H); h_0, c_0, h_n, c_n (layers D, B, H), of which number `layer` is meant; output (T, B, D,
-        H). For backward only: steps (D, tiles, 1 + 5 T, BLOCK_H * BLOCK_B), c_0 and then i, f, g,
-        o, c of each step, in the order they are taken and in private order (layout.pack), and
-        weight_hh_t (D, H, 4, H), W_hh transposed. All contiguous, in one dtype. h_0 and c_0 may be
-        None, for zeros; the last two are where no gradient is wanted.
-        Packed: offsets (T + 1), int64, else None, are where the rows of each step begin, and
-        gates_ih is (D, rows, 4, H), output (rows, D, H), h_0 None: its product is in gates_ih.
-        resets (T, B), packed (rows,), uint8, or None: not 0 where no state passes between a step
-        and the one before it in time; those of the first are the caller's.
-    Numerics: z, the cell and c are float32; h_t is rounded to the operand dtype (operand.py)
-        before W_hh reads it, if EXACT to float32's precision.
+    w, inverse: W_hh as `load_matrix` has it, None where it is to be loaded from weight_hh. tile:
+    which, of tiles. ready, done: None; or, of one of two layers at once, the counters of the steps
+    of gates_ih that are there, of which `there` are known to be, and of its own (progress.py).
     """
     dtype: tl.constexpr = output_ptr.dtype.element_ty
     FLOAT32: tl.constexpr = dtype == tl.float32
@@ -202,21 +218,11 @@ def lstm_forward_kernel(
     # The tensor core begins its sum with z, known before h, so that the chain has no addition. Not
     # where it would cut what float32 rounds, nor where each copy of a sequence needs its own.
     Z_FIRST: tl.constexpr = not EXACT and BLOCK_B >= 8
-    OWN: tl.constexpr = own_units(BLOCK_H)
-    NUM_WARPS: tl.constexpr = BLOCK_H // 16
     # Two neighbouring numbers of 16 bits at once, where rows of H are aligned so.
     PAIRS: tl.constexpr = not FLOAT32 and H % 2 == 0 and BLOCK_B >= 4
     GATE: tl.constexpr = H // 2 if PAIRS else H
     if PAIRS:
         gates_ih_ptr = gates_ih_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
-    tile = tl.program_id(0).to(tl.int64)
-    tiles = tl.num_programs(0)
-    if weight_hh_t_ptr is not None:
-        tiles -= TRANSPOSERS
-        if tile >= tiles:
-            matrix = tl.program_id(1).to(tl.int64) * (4 * H * H)
-            transpose(weight_hh_ptr + matrix, weight_hh_t_ptr + matrix, tile - tiles, H, BLOCK_H)
-            return
     row = tile * BLOCK_B
     state = (layer.to(tl.int64) * D * B + row) * H
     saved = tile
@@ -243,20 +249,11 @@ def lstm_forward_kernel(
         step_z *= 1 - 2 * reverse
         step_h *= 1 - 2 * reverse
 
-    # Block 2 q + pair of W_hh: units of parity q, gates (i, f) or (g, o)
-    block, wr, half, _, k = operand_indices(NUM_WARPS, BLOCK_H, VEC, OWN, 1, 4)
-    gate = block % 2 * 2 + half
-    unit = wr * 2 + block // 2
-    factor = tl.where(gate == 2, 1.0, 0.5) if FAST else 1.0
-    weights = weight_hh_ptr + (gate * H + unit) * H + k
     if EXACT:
-        w, w_rest, inverse = load_exact_weights(weights, (unit < H) & (k < H))
-        w_rest = to_operands(pin(w_rest), NUM_WARPS, BLOCK_H, VEC, OWN, 1, 4, 4)
-        w_rest = rows_in_order(w_rest)
-    else:
-        w, inverse = load_weights(weights, (unit < H) & (k < H), factor, DOT, LEAST)
-    # h from memory is put together by joins, which make kWidth 4 (Triton 3.6, 3.8).
-    w = rows_in_order(to_operands(pin(w), NUM_WARPS, BLOCK_H, VEC, OWN, 1, 4, 4))
+        w, w_rest, inverse = load_exact_matrix(weight_hh_ptr, H, BLOCK_H, VEC)
+    elif w is None:
+        half: tl.constexpr = 0.5 if FAST else None
+        w, inverse = load_matrix(weight_hh_ptr, half, DOT, H, BLOCK_H, VEC)
 
     unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H)
     mask = (tile * BLOCK_B + sequence < B) & (unit < H)
@@ -289,6 +286,8 @@ def lstm_forward_kernel(
     # The first step, whose product is of h_0 alone
     active = None
     alive = mask
+    if ready_ptr is not None:
+        there = wait(ready_ptr, there, tl.minimum(1 + AHEAD, T))
     if offsets_ptr is None:
         x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask_z, GATE)
         gates_ih_ptr += step_z
@@ -360,6 +359,7 @@ def lstm_forward_kernel(
     else:
         words = exchange(h.to(DOT), buffers, 1)
 
+    period = steps_of_layer(T)
     # The order in here is the compiler's hint: what nobody waits for stands below the product,
     # under which it then takes place, and the exchange stands last, as close to h as it gets.
     for t in range(1, T):
@@ -402,6 +402,12 @@ def lstm_forward_kernel(
             now &= row + sequence_z < (count_2 if AHEAD == 2 else count_1)
             begin_0, count_0, begin_1, count_1 = begin_1, count_1, begin_2, count_2
             begin_2, count_2 = step_rows(offsets_ptr, t + 3, T, reverse)
+        if done_ptr is not None:  # noqa: SIM102 (known when the kernel is compiled, the other not)
+            if (t & (period - 1)) == 1:
+                # All threads had written those before the last one when they met in its exchange.
+                tell(done_ptr, t - 1)
+        if ready_ptr is not None:
+            there = wait(ready_ptr, there, tl.minimum(t + 1 + AHEAD, T))
         x_i, x_f, x_g, x_o = load_gates(z_ptr + offs_z, now, GATE)
         i, f, g, o, h, c = take_step(z_i, z_f, z_g, z_o, h, c, active, FAST, EXACT, inverse)
         p_h = from_tile(h, dtype, mask)
@@ -421,10 +427,64 @@ def lstm_forward_kernel(
         save_step(p_i, p_f, p_g, p_o, p_c, hide(steps_ptr), SIZE)
     tl.store(h_n_ptr + offs_state, from_tile(h, dtype, mask), mask=mask)
     tl.store(c_n_ptr + offs_state, from_tile(c, dtype, mask), mask=mask)
+    if done_ptr is not None:
+        tl.debug_barrier()
+        tell(done_ptr, T)
+
+
+# T and B change from call to call, and with B the addresses at which a layer's states begin. They
+# compile nothing new: the numbers are not looked at, nor the alignment of what no loop reads.
+@triton.jit(
+    do_not_specialize=["layer", "T", "B"],
+    do_not_specialize_on_alignment=[
+        "bias_ih_ptr",
+        "bias_hh_ptr",
+        "h_0_ptr",
+        "c_0_ptr",
+        "resets_ptr",
+        "h_n_ptr",
+        "c_n_ptr",
+    ],
+)
+def lstm_forward_kernel(
+    gates_ih_ptr, bias_ih_ptr, bias_hh_ptr, weight_hh_ptr, h_0_ptr, c_0_ptr,
+    offsets_ptr, resets_ptr,
+    output_ptr, h_n_ptr, c_n_ptr, steps_ptr, weight_hh_t_ptr,
+    layer, T, B, H: tl.constexpr, D: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """The whole sequence of one tile of BLOCK_B sequences, in one of D directions.
+
+    Shapes: gates_ih (D, T, B, 4, H); bias_ih, bias_hh (D, 4, H), both or none; weight_hh (D, 4, H,
+        H); h_0, c_0, h_n, c_n (layers D, B, H), of which number `layer` is meant; output (T, B, D,
+        H). For backward only: steps (D, tiles, 1 + 5 T, BLOCK_H * BLOCK_B), c_0 and then i, f, g,
+        o, c of each step, in the order they are taken and in private order (layout.pack), and
+        weight_hh_t (D, H, 4, H), W_hh transposed. All contiguous, in one dtype. h_0 and c_0 may be
+        None, for zeros; the last two are where no gradient is wanted.
+        Packed: offsets (T + 1), int64, else None, are where the rows of each step begin, and
+        gates_ih is (D, rows, 4, H), output (rows, D, H), h_0 None: its product is in gates_ih.
+        resets (T, B), packed (rows,), uint8, or None: not 0 where no state passes between a step
+        and the one before it in time; those of the first are the caller's.
+    Numerics: z, the cell and c are float32; h_t is rounded to the operand dtype (operand.py)
+        before W_hh reads it, if EXACT to float32's precision.
+    """
+    tile = tl.program_id(0).to(tl.int64)
+    tiles = tl.num_programs(0)
+    if weight_hh_t_ptr is not None:
+        tiles -= TRANSPOSERS
+        if tile >= tiles:
+            matrix = tl.program_id(1).to(tl.int64) * (4 * H * H)
+            transpose(weight_hh_ptr + matrix, weight_hh_t_ptr + matrix, tile - tiles, H, BLOCK_H)
+            return
+    layer_forward(
+        None, None, gates_ih_ptr, bias_ih_ptr, bias_hh_ptr, weight_hh_ptr, h_0_ptr, c_0_ptr,
+        offsets_ptr, resets_ptr, output_ptr, h_n_ptr, c_n_ptr, steps_ptr, None, None, None,
+        tile, tiles, layer, T, B, H, D, BLOCK_H, BLOCK_B, VEC, EXACT,
+    )  # fmt: skip
 
 
 def lstm_forward(
-    gates_ih, bias_ih, bias_hh, weight_hh, h_0, c_0, output, h_n, c_n, steps, weight_hh_t,
+    gates_ih, bias_ih, bias_hh, weight_hh, output, steps, weight_hh_t, h_0, c_0, h_n, c_n,
     layer, D, T, B, tile, offsets=None, resets=None, meeting=None,
 ):  # fmt: skip
     """Launch lstm_forward_kernel, whose docstring has the shapes. tile: config.tile(...); meeting:

@@ -19,7 +19,8 @@ class Call(NamedTuple):
 
     L layers in D directions of H units; P numbers in h, H where it is not projected; bias: whether
     there are any; projected; size: weights of a layer's direction; precision: of float32 products,
-    "tf32" or "ieee"; tile, as keyword arguments, at_once, one_step: of lstm.Plan; grid: tiles, and
+    "tf32" or "ieee"; tile, as keyword arguments, joint, at_once, one_step: of lstm.Plan; grid:
+    tiles, and
     slices if there are several; sliced: whether there are; numbers: that a step saves of each
     state, of a direction; plain: whether `_PlainLSTM` can do it, not packed; packing: where packed
     rows lie, else None.
@@ -34,6 +35,7 @@ class Call(NamedTuple):
     size: int
     precision: str
     tile: dict
+    joint: bool
     at_once: int
     one_step: bool
     grid: tuple
@@ -61,7 +63,7 @@ def plan_call(plan, L, D, H, P, bias, B):
         grid = (tiles, slices) if "PARTS" in tile else (tiles,)
     return Call(
         L, D, H, P or H, bias, projected, 2 + 2 * bias + projected, plan.precision, tile,
-        plan.at_once, plan.one_step, grid, len(grid) > 1,
+        plan.joint, plan.at_once, plan.one_step, grid, len(grid) > 1,
         math.prod(grid) * tile["BLOCK_H"] * tile["BLOCK_B"],
         D == 1 and bias and not projected and len(grid) == 1,
     )  # fmt: skip
@@ -166,51 +168,90 @@ def _plain_forward(call, input, weights):
     """output, h_n, c_n; and the input as rows, then of each layer steps, W_hh transposed and
     output, as rows but for the last.
     """
-    lstm_forward = kernels().forward.lstm_forward
-    L, H, numbers, (T, B, I) = call.L, call.H, call.numbers, input.shape
+    L, H, numbers, tile, (T, B, I) = call.L, call.H, call.numbers, call.tile, input.shape
     h_n, c_n = input.new_empty(L, B, H), input.new_empty(L, B, H)
     x = input.reshape(T * B, I)
-    saved = [x]
+    saved, lower = [x], None
     for layer in range(L):
         weight_ih, weight_hh, bias_ih, bias_hh = weights[4 * layer : 4 * layer + 4]
-        gates_ih = F.linear(x, weight_ih)
+        # Of two layers at once the kernel multiplies for the upper.
+        gates_ih = x.new_empty(T * B, 4 * H) if lower else F.linear(x, weight_ih)
         x = input.new_empty(T, B, H) if layer == L - 1 else input.new_empty(T * B, H)
         steps = input.new_empty((1 + 5 * T) * numbers)
-        weight_hh_t = input.new_empty(H, 4 * H)
-        lstm_forward(
-            gates_ih, bias_ih.contiguous(), bias_hh.contiguous(), weight_hh.contiguous(), None,
-            None, x, h_n, c_n, steps, weight_hh_t, layer, 1, T, B, call.tile,
-        )  # fmt: skip
+        weight_hh_t = input.new_empty(1 + layer % 2, H, 4 * H)
         saved += (steps, weight_hh_t, x)
+        biases = bias_ih.contiguous(), bias_hh.contiguous()
+        own = gates_ih, *biases, weight_hh.contiguous(), x, steps, weight_hh_t
+        if lower:
+            kernels().joint_forward.lstm_joint_forward(
+                lower, own, None, weight_ih.contiguous(), None, None, h_n, c_n,
+                _none_done(call, x), layer - 1, T, B, tile,
+            )  # fmt: skip
+            lower = None
+        elif call.joint and layer < L - 1:
+            lower = own
+        else:
+            kernels().forward.lstm_forward(*own, None, None, h_n, c_n, layer, 1, T, B, tile)
     return (x, h_n, c_n), saved
 
 
 def _plain_backward(call, grads, input, saved, weights, needs):
     """None, then gradients of the input and the weights, for those needed."""
-    lstm_backward = kernels().backward.lstm_backward
-    L, H, (T, B, I), (needs_input, *needs) = call.L, call.H, input.shape, needs
+    L, H, tile, (T, B, I), (needs_input, *needs) = call.L, call.H, call.tile, input.shape, needs
     grad, grad_h_n, grad_c_n = grads
     grad = _aligned(grad)
     if grad_h_n is not None or grad_c_n is not None:
         grad_h_n, grad_c_n = contiguous(grad_h_n), contiguous(grad_c_n)
-    h, grad_weights = saved[-1].view(T * B, H), [None] * len(weights)
+    h, grad_weights, dz_lower = saved[-1].view(T * B, H), [None] * len(weights), None
     for layer in range(L - 1, -1, -1):
-        x, steps, weight_hh_t = saved[3 * layer : 3 * layer + 3]
-        dz = input.new_empty(T * B, 4 * H)
-        lstm_backward(
-            steps, weight_hh_t, grad, grad_h_n, grad_c_n, dz, None, None, layer, 1, T, B, call.tile
-        )
+        x, *own = saved[3 * layer : 3 * layer + 3]
         at = 4 * layer
+        below = needs_input or True in needs[:at]
+        if dz_lower is not None:
+            dz, dz_lower = dz_lower, None
+        elif call.joint and layer % 2 and below:
+            dz_lower, dz = _joint_backward(
+                call, saved[at - layer - 2 : at - layer], own, None, grad, grad_h_n, grad_c_n,
+                None, None, layer - 1, T, B,
+            )  # fmt: skip
+        else:
+            dz = input.new_empty(T * B, 4 * H)
+            kernels().backward.lstm_backward(
+                *own, grad, grad_h_n, grad_c_n, dz, None, None, layer, 1, T, B, tile
+            )
         needs_ih, needs_hh, *needs_biases = needs[at : at + 4]
         grad_weights[at : at + 4] = (
             dz.t() @ x if needs_ih else None,
             dz[B:].t() @ h[:-B] if needs_hh else None,
             *grad_biases(dz, needs_biases),
         )
-        if not needs_input and True not in needs[:at]:
+        if not below:
             break
-        grad, h = dz @ weights[at], x
+        # Of two layers at once the kernel has multiplied for the lower.
+        grad, h = dz @ weights[at] if dz_lower is None else None, x
     return None, grad.view(T, B, I) if needs_input else None, *grad_weights
+
+
+def _joint_backward(
+    call, lower, upper, mask, grad_output, grad_h_n, grad_c_n, grad_h_0, grad_c_0, layer, T, B,
+    resets=None,
+):  # fmt: skip
+    """Gradients of the gates' sums of two layers, `layer` and the next, at once. lower, upper:
+    steps and weight_hh_t of each; grad_output: of the upper, None for zeros.
+    """
+    steps, H = lower[0], call.H
+    grad_lower, dz_lower, dz_upper = (steps.new_empty(T * B, n * H) for n in (1, 4, 4))
+    grad_upper = steps.new_zeros(T * B, H) if grad_output is None else grad_output
+    kernels().joint_backward.lstm_joint_backward(
+        (*lower, grad_lower, dz_lower), (*upper, grad_upper, dz_upper), mask, grad_h_n, grad_c_n,
+        grad_h_0, grad_c_0, _none_done(call, steps), layer, T, B, call.tile, resets,
+    )  # fmt: skip
+    return dz_lower, dz_upper
+
+
+def _none_done(call, like):
+    """Counters of two layers at once, before the first step (kernels/progress.py)."""
+    return like.new_zeros(3, call.grid[0], dtype=torch.int32)
 
 
 # What `forward` leaves for `backward`, of each layer
@@ -241,12 +282,12 @@ def reserve(call, input, capacity=None):
     if capacity is not None:
         numbers = numbers // (call.grid[0] * call.tile["BLOCK_B"]) * capacity
     saved = []
-    for _ in range(L):
+    for layer in range(L):
         saved += (
             input.new_empty(*rows, D * P),
             input.new_empty(*rows, D * H) if call.projected else None,
             input.new_empty(D * (1 + 5 * T) * numbers),
-            None if call.sliced else input.new_empty(D, H, 4 * H),
+            None if call.sliced else input.new_empty(_transposed(D, layer), H, 4 * H),
         )
     return saved
 
@@ -303,10 +344,14 @@ def _forward(call, masks, resets, input, h_0, c_0, weights, saved):
     # Packed sequences begin at different steps, the kernel's h is not projected, and slices
     # exchange what is below 1.
     folded = h_0 is not None and (packing or projected or call.sliced)
-    x = input
+    x, lower = input, None
     for layer in range(L):
         directions = call.weights(weights, layer)
-        gates_ih = _gates_ih(x.reshape(-1, x.shape[-1]), directions)
+        # Of two layers at once the kernel multiplies for the upper.
+        if lower:
+            gates_ih = input.new_empty(T * B, 4 * H)
+        else:
+            gates_ih = _gates_ih(x.reshape(-1, x.shape[-1]), directions)
         if folded:
             for n, of_direction in enumerate(directions):
                 addend = h_0[layer * D + n] @ of_direction.weight_hh.t()
@@ -319,12 +364,24 @@ def _forward(call, masks, resets, input, h_0, c_0, weights, saved):
         else:
             output, hidden, steps, weight_hh_t = saved[layer * SAVED : (layer + 1) * SAVED]
             hidden = output if hidden is None else hidden
-        kernels().forward.lstm_forward(
-            gates_ih, _stack(directions, 2), _stack(directions, 3), _recurrent(directions),
-            None if folded else h_0, c_0, hidden, last, c_n, steps, weight_hh_t,
-            layer, D, T, B, call.tile, packing and packing.offsets, flags,
-            _meeting(call, input, backward=False) if call.sliced else None,
-        )  # fmt: skip
+        biases = _stack(directions, 2), _stack(directions, 3)
+        own = gates_ih, *biases, _recurrent(directions), hidden, steps, weight_hh_t
+        if lower:
+            kernels().joint_forward.lstm_joint_forward(
+                lower, own, contiguous(masks[layer - 1]) if masks else None,
+                directions[0].weight_ih.contiguous(), h_0, c_0, h_n, c_n, _none_done(call, input),
+                layer - 1, T, B, call.tile, flags,
+            )  # fmt: skip
+            lower = None
+        elif call.joint and layer < L - 1:
+            lower = own
+            continue
+        else:
+            kernels().forward.lstm_forward(
+                *own, None if folded else h_0, c_0, last, c_n, layer, D, T, B, call.tile,
+                packing and packing.offsets, flags,
+                _meeting(call, input, backward=False) if call.sliced else None,
+            )  # fmt: skip
         if projected:
             for n, of_direction in enumerate(directions):
                 weight_hr_t = of_direction.weight_hr.t()
@@ -346,6 +403,7 @@ def _backward(call, grads, masks, resets, saved, input, h_0, c_0, weights, needs
     grad_h_0 = input.new_empty(L * D, B, P) if needs_h_0 else None
     grad_c_0 = input.new_empty(L * D, B, H) if needs_c_0 else None
     grad_weights = [None] * len(weights)
+    dz_lower = None
     for layer in reversed(range(L)):
         directions, first = call.weights(weights, layer), layer * D
         # Those of the layer's weights, and of one of its directions
@@ -354,7 +412,7 @@ def _backward(call, grads, masks, resets, saved, input, h_0, c_0, weights, needs
         hidden = output if hidden is None else hidden
         if weight_hh_t is None:
             weight_hh_t = _recurrent(directions).view(D, 4 * H, H).transpose(1, 2).contiguous()
-        grad_gates = input.new_empty(D * math.prod(rows), 4 * H)
+        below = needs_input or needs_states or any(needs_weights[:at])
         grad_hidden = grad_output
         if projected:
             # The kernel's h is what W_hr projects, and it had no h_0.
@@ -369,12 +427,23 @@ def _backward(call, grads, masks, resets, saved, input, h_0, c_0, weights, needs
             for n, of_direction in enumerate(directions):
                 weight_hr, out = of_direction.weight_hr, _one(grad_hidden, n, D)
                 torch.mm(_one(grad_output, n, D), weight_hr, out=out)
-        kernels().backward.lstm_backward(
-            steps, weight_hh_t, _aligned(grad_hidden), None if projected else grad_h_n,
-            grad_c_n, grad_gates, None if projected or call.sliced else grad_h_0, grad_c_0,
-            layer, D, T, B, call.tile, packing and packing.offsets, flags,
-            _meeting(call, input, backward=True) if call.sliced else None,
-        )  # fmt: skip
+        if dz_lower is not None:
+            grad_gates, dz_lower = dz_lower, None
+        elif call.joint and layer % 2 and below:
+            mask = contiguous(masks[layer - 1]) if masks else None
+            dz_lower, grad_gates = _joint_backward(
+                call, saved[layer * SAVED - 2 : layer * SAVED], (steps, weight_hh_t), mask,
+                _aligned(grad_hidden), grad_h_n, grad_c_n, grad_h_0, grad_c_0, layer - 1, T, B,
+                flags,
+            )  # fmt: skip
+        else:
+            grad_gates = input.new_empty(D * math.prod(rows), 4 * H)
+            kernels().backward.lstm_backward(
+                steps, weight_hh_t, _aligned(grad_hidden), None if projected else grad_h_n,
+                grad_c_n, grad_gates, None if projected or call.sliced else grad_h_0, grad_c_0,
+                layer, D, T, B, call.tile, packing and packing.offsets, flags,
+                _meeting(call, input, backward=True) if call.sliced else None,
+            )  # fmt: skip
         grad_gates = (grad_gates,) if D == 1 else grad_gates.chunk(2)
         if (projected or call.sliced) and needs_h_0:
             for n, of_direction in enumerate(directions):
@@ -394,9 +463,10 @@ def _backward(call, grads, masks, resets, saved, input, h_0, c_0, weights, needs
                 n, packing, resets, needs_weights[of_this],
             )  # fmt: skip
         grad_output = None
-        if not (needs_input or needs_states or any(needs_weights[:at])):
+        if not below:
             break
-        if layer > 0 or needs_input:
+        # Of two layers at once the kernel multiplied.
+        if dz_lower is None and (layer > 0 or needs_input):
             grad_output = grad_gates[0] @ directions[0].weight_ih
             if D == 2:
                 grad_output = grad_output.addmm_(grad_gates[1], directions[1].weight_ih)
@@ -409,11 +479,18 @@ def _backward(call, grads, masks, resets, saved, input, h_0, c_0, weights, needs
     return grad_output, grad_h_0, grad_c_0, *grad_weights
 
 
+def _transposed(D, layer):
+    """Matrices of a layer that forward transposes: W_hh of each direction; and W_ih of what may be
+    the upper of two layers at once, second.
+    """
+    return 2 if D == 2 or layer % 2 else 1
+
+
 @cache
 def kernels():
     """The package of the kernels, whose import needs Triton: where the first of them runs."""
     from . import kernels
-    from .kernels import backward, forward, slices, step  # noqa: F401
+    from .kernels import backward, forward, joint_backward, joint_forward, slices, step  # noqa: F401
 
     return kernels
 

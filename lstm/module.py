@@ -212,7 +212,9 @@ class LSTM(RNNBase):
             plan = plans.cell_plan(input_size, H, B, dtype, card, interpret, precision)
             if plan.path == "fused":
                 return plan
-        return plans.plan_on(x.device, H, B, dtype, precision, self.bidirectional)
+        # Packed, as many steps as there are: 0 here
+        stacked = plans.two_at_once(T, self.num_layers, self.proj_size)
+        return plans.plan_on(x.device, H, B, dtype, precision, self.bidirectional, stacked)
 
     def _steps_and_batch(self, input):
         """Steps, 0 of packed ones, which are as many as there are, and sequences, 0 where nobody

@@ -157,8 +157,9 @@ def _plan_call(plan, weights, count, D, B):
 
 def _call(input, weights, count, D, precision):
     """How a call runs on the kernels; None if it does not."""
-    B, (H, _) = input.shape[1], _sizes(weights)
-    plan = plans.plan_on(input.device, H, B, input.dtype, precision, D == 2)
+    (T, B, _), (H, P) = input.shape, _sizes(weights)
+    stacked = plans.two_at_once(T, count // D, P != H)
+    plan = plans.plan_on(input.device, H, B, input.dtype, precision, D == 2, stacked)
     if plan.path == "torch":
         return None
     return _plan_call(plan, weights, count, D, B)
@@ -190,13 +191,18 @@ def _apart(tensors):
 
 
 def _clear_rest(call, saved, B):
-    """Zeros for the sequences that no tile has: operators have to return the same each time."""
+    """Zeros for the sequences that no tile has, and the matrices that nobody transposes: operators
+    have to return the same each time.
+    """
     from .kernels.config import capacity
 
     room, held = capacity(B, call.H, plans.interpreted()), call.grid[0] * call.tile["BLOCK_B"]
     for first in range(0, len(saved or ()), layer.SAVED) if held < room else ():
         steps = saved[first + 2]
         steps[steps.numel() // room * held :].zero_()
+    for matrices in (saved or ())[layer.SAVED - 1 :: layer.SAVED]:
+        if matrices is not None and not call.joint:
+            matrices[call.D :].zero_()
 
 
 def _besides_output(saved):

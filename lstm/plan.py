@@ -12,6 +12,8 @@ from torch.autograd import forward_ad
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Launches one after the other, each for as many sequences as the card has room for at once.
 MAX_LAUNCHES = 4
+# Of fewer, the upper layer would hardly begin before the lower ends (estimated).
+MIN_JOINT_STEPS = 16
 MIN_CAPABILITY = (8, 0)  # mma.sync on bfloat16, and tanh.approx
 
 
@@ -23,7 +25,8 @@ class Plan:
         plain torch, a step at a time.
     reason: why, in a few words.
     tile: fused: what one program works on, keyword arguments of a launch (kernels/config.py).
-    programs: fused: programs of each layer and pass.
+    programs: fused: programs of each launch, for a layer or two, forward or backward.
+    joint: fused: whether layers run two at a time, the upper one some steps behind the lower.
     slices: fused: programs that share the units of one tile, and exchange h at every step; 1: none.
     at_once: fused, several slices: tiles of one launch; 0 for a launch for each step.
     one_step: fused: a launch does the input product, too, of a single step that is not
@@ -37,6 +40,7 @@ class Plan:
     tile: tuple[tuple[str, int], ...] = ()
     programs: int = 0
     operands: str = ""
+    joint: bool = False
     slices: int = 1
     at_once: int = 0
     one_step: bool = False
@@ -60,7 +64,9 @@ class Plan:
         )
 
     def _exchange(self):
-        """How slices exchange, or that there is a single step, as one more line."""
+        """What the programs are to each other, as one more line."""
+        if self.joint:
+            return "\n  two layers at once, with the product between them"
         if self.one_step:
             return "\n  one launch for a layer's step, its input product in it"
         if self.slices == 1:
@@ -104,7 +110,8 @@ def multiprocessors(device):
 @cache
 def forced():
     """The environment variable FUSED_LSTM_FORCE at the first call, for tests and benchmarks:
-    "torch" for PyTorch's own module, "stepwise" for slices launched for each step, else None.
+    "torch" for PyTorch's own module, "stepwise" for slices launched for each step, "apart" for one
+    layer after the other, else None.
     """
     return os.environ.get("FUSED_LSTM_FORCE")
 
@@ -146,12 +153,17 @@ def refusal(input):
     return TRACED if torch._C._is_tracing() else device_refusal(input.device)
 
 
+def two_at_once(steps, layers, proj_size):
+    """Whether layers may run two at a time, if the card has room for it. steps: 0 if packed."""
+    return steps >= MIN_JOINT_STEPS and layers > 1 and not proj_size
+
+
 @lru_cache(maxsize=1024)
-def plan_on(device, hidden_size, batch, dtype, precision, bidirectional):
+def plan_on(device, hidden_size, batch, dtype, precision, bidirectional, stacked=False):
     """`plan` for a device that is there."""
     planned = device_refusal(device) or plan(
         hidden_size, batch, dtype, capability(device), interpreted(), precision, bidirectional,
-        multiprocessors(device),
+        multiprocessors(device), stacked and forced() != "apart",
     )  # fmt: skip
     if planned.at_once and forced() == "stepwise":
         return replace(planned, at_once=0)
@@ -161,13 +173,13 @@ def plan_on(device, hidden_size, batch, dtype, precision, bidirectional):
 @lru_cache(maxsize=1024)
 def plan(
     hidden_size, batch, dtype, card, interpret=False, precision="tf32", bidirectional=False,
-    multiprocessors=0,
+    multiprocessors=0, stacked=False,
 ):  # fmt: skip
     """The path of one call of an LSTM.
 
     Args: card: compute capability, None without an NVIDIA GPU; interpret: whether Triton's
         interpreter is on; precision: of float32, "tf32" or "ieee"; multiprocessors: of the card;
-        the rest as the module and its input have them.
+        stacked: whether `two_at_once` of the call; the rest as the module and its input have them.
     Returns: Plan.
     """
     # In here, so that Triton is not imported where it is not needed.
@@ -186,9 +198,12 @@ def plan(
         )
     D, slices, at_once = 2 if bidirectional else 1, 1, 0
     sliced = hidden_size > config.MAX_ONE_SLICE
-    sizes = (8, 16)
+    sizes, joint = (8, 16), None
     if not sliced:
-        sizes = (config.sequences(hidden_size, batch, dtype.itemsize, D, multiprocessors),)
+        of = hidden_size, batch, dtype.itemsize, D, multiprocessors
+        if stacked and D == 1 and not exact:
+            joint = 8 if interpret else config.sequences(*of, joint=True)
+        sizes = (joint or config.sequences(*of),)
     for block_b in sizes:
         tile = config.tile(hidden_size, batch, dtype.itemsize, interpret, exact, block_b)
         tiles = -(-batch // tile["BLOCK_B"])
@@ -215,8 +230,9 @@ def plan(
             )
     operands = "float16" if dtype == torch.float32 else str(dtype).removeprefix("torch.")
     return Plan(
-        "fused", _where(card, interpret), tuple(tile.items()), tiles * D * slices,
-        f"two {operands}" if exact else operands, slices, at_once, precision=precision,
+        "fused", _where(card, interpret), tuple(tile.items()),
+        tiles * (3 if joint else D * slices), f"two {operands}" if exact else operands,
+        joint is not None, slices, at_once, precision=precision,
     )  # fmt: skip
 
 

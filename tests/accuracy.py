@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from lstm import layer, reference
 from lstm.packing import Packing
-from lstm.plan import capability, interpreted, multiprocessors, plan
+from lstm.plan import capability, interpreted, multiprocessors, plan, two_at_once
 from lstm.reference import relative_error
 
 # float32 is TF32 class.
@@ -147,12 +147,14 @@ def packing(case):
 
 def planned(case):
     """The plan the module would have for a case."""
+    steps = 0 if case.batch_sizes is not None else len(case.input)
     H, dtype = case.layers[0][1].shape[0] // 4, case.input.dtype
     B = case.input.shape[1] if case.batch_sizes is None else int(case.batch_sizes[0])
     device = case.input.device
     return plan(
         H, B, dtype, capability(device), interpreted(), case.precision, case.D == 2,
         multiprocessors(device),
+        two_at_once(steps, len(case.layers) // case.D, len(case.layers[0]) % 2),
     )  # fmt: skip
 
 

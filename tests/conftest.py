@@ -124,23 +124,27 @@ def run_without_interpreter():
 
 @pytest.fixture
 def launches(monkeypatch):
-    """Counts launches of the kernels from here on: {"forward": n, "backward": n}.
+    """Counts layers that the kernels run from here on: {"forward": n, "backward": n}.
 
     A step of an LSTMCell counts as what it is a step of.
     """
-    from lstm.kernels import backward, forward, step
+    from lstm.kernels import backward, forward, joint_backward, joint_forward, step
 
     counts = {"forward": 0, "backward": 0}
 
-    def counted(name, launch):
-        def call(*args):
-            counts[name] += 1
+    def count(module, launcher, name, layers=1):
+        launch = getattr(module, launcher)
+
+        def counted(*args):
+            counts[name] += layers
             return launch(*args)
 
-        return call
+        monkeypatch.setattr(module, launcher, counted)
 
-    monkeypatch.setattr(forward, "lstm_forward", counted("forward", forward.lstm_forward))
-    monkeypatch.setattr(backward, "lstm_backward", counted("backward", backward.lstm_backward))
-    monkeypatch.setattr(step, "lstm_step", counted("forward", step.lstm_step))
-    monkeypatch.setattr(step, "lstm_step_backward", counted("backward", step.lstm_step_backward))
+    count(forward, "lstm_forward", "forward")
+    count(backward, "lstm_backward", "backward")
+    count(joint_forward, "lstm_joint_forward", "forward", 2)
+    count(joint_backward, "lstm_joint_backward", "backward", 2)
+    count(step, "lstm_step", "forward")
+    count(step, "lstm_step_backward", "backward")
     return counts

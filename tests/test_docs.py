@@ -9,7 +9,7 @@ import torch
 
 import lstm
 from lstm.kernels import config
-from lstm.plan import plan
+from lstm.plan import DTYPES, MIN_JOINT_STEPS, plan, two_at_once
 from tests.accuracy import CEILING, EXACT_CEILING
 
 ROOT = Path(__file__).parents[1]
@@ -58,6 +58,7 @@ def test_links_lead_somewhere(page):
 
 def test_the_readme_shows_what_an_h100_explains():
     call = dict(hidden_size=128, batch=100, dtype=torch.float32, card=(9, 0), multiprocessors=132)
+    call["stacked"] = two_at_once(28, 2, 0)
     assert f"```\n{plan(**call)}\n```" in PAGES["README.md"]
 
 
@@ -95,6 +96,20 @@ def test_the_sizes_at_which_the_path_changes_are_as_the_page_says():
     assert f"`hidden_size` {config.MAX_ONE_SLICE + 1} to {config.MAX_HIDDEN_SIZE}" in calls
     assert f"up to {config.MAX_EXACT_HIDDEN_SIZE} units" in FASTER
     assert f"are {config.MAX_STEP_SIZE} numbers together" in FASTER
+
+
+def test_layers_run_two_at_a_time_as_the_page_says():
+    words = " ".join(FASTER.split())
+    most, low, high = map(
+        int, re.search(r"on an H100 up to a batch of (\d+) at (\d+) to (\d+) units", words).groups()
+    )
+    assert f"from {MIN_JOINT_STEPS} steps on" in words
+    call = dict(card=(9, 0), multiprocessors=132, stacked=True)
+    for hidden_size in (low, high):
+        for dtype in DTYPES:
+            assert plan(hidden_size, most, dtype, **call).joint
+            assert not plan(hidden_size, most + 1, dtype, **call).joint
+            assert plan(low - 1, most + 1, dtype, **call).joint
 
 
 # PyTorch's own, of jvp

@@ -16,13 +16,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from lstm import reference
-from lstm.kernels import backward, config, forward
+from lstm.kernels import backward, config, forward, joint_backward, joint_forward
 from lstm.kernels.slices import Meeting
 from tests.kernels.ptx import PTXError, run
 
 POINTERS = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16",
-    torch.int64: "*i64", torch.uint8: "*u8",
+    torch.int64: "*i64", torch.int32: "*i32", torch.uint8: "*u8",
 }  # fmt: skip
 
 
@@ -81,13 +81,13 @@ class Emulated:
 
 @dataclass(frozen=True)
 class Case:
-    """Forward and backward of one layer.
+    """Forward and backward of one layer, or of two at once.
 
     sudden: whether a gradient is given only at the third step from the last, a million times as
     large for every other sequence; its errors are of each step and sequence;
     states: h_0, c_0 and gradients of both; saved: whether there is a backward; large: of the
     weights of a few units, out of float16's range; at_once: of slices, else of no meaning; block_b:
-    sequences of a tile.
+    sequences of a tile; joint: two layers at once, with a dropout mask where they have resets.
     """
 
     H: int
@@ -106,6 +106,7 @@ class Case:
     sudden: bool = False
     at_once: int = 1
     block_b: int = 8
+    joint: bool = False
 
     def __str__(self):
         default = Case(0, "", 0)
@@ -156,6 +157,13 @@ CASES = [
     Case(256, "bfloat16", 90, T=4),
     Case(130, "float16", 80, T=4, block_b=16, B=17, D=2, packed=True, resets=True),
     Case(129, "float32", 90, T=3, states=False, at_once=0),
+    # Two layers at once, of so many steps that they tell and wait more than once
+    Case(128, "bfloat16", 90, T=18, B=5, joint=True, block_b=4),
+    Case(64, "float16", 80, T=10, B=5, joint=True, block_b=2),
+    Case(128, "float32", 80, T=11, B=5, joint=True, block_b=4, resets=True),
+    Case(37, "float32", 90, T=9, joint=True, bias=False, resets=True),
+    Case(16, "bfloat16", 120, T=1, joint=True, states=False, resets=True),
+    Case(16, "float32", 90, T=70, B=2, joint=True, saved=False, block_b=4),
 ]  # fmt: skip
 
 
@@ -210,7 +218,7 @@ def run_case(case, change=None, short=0):
     packing = torch.tensor(offsets) if case.packed else None
     resets = shifted(flags)
     forward.lstm_forward(
-        gates_ih, bias_ih, bias_hh, weight_hh, h_0, c_0, output, h_n, c_n, steps, weight_hh_t,
+        gates_ih, bias_ih, bias_hh, weight_hh, output, steps, weight_hh_t, h_0, c_0, h_n, c_n,
         0, D, T, B, tile, packing, resets,
         meeting(tile["BLOCK_K"] * case.block_b) if sliced else None,
     )  # fmt: skip
@@ -276,10 +284,99 @@ def run_case(case, change=None, short=0):
     return errors
 
 
+def run_joint_case(case, change=None, short=0):
+    """Two layers at once. Returns: as run_case."""
+    torch.manual_seed(0)
+    for module, name in KERNELS:
+        setattr(module, name, Emulated(KERNELS[module, name], case.card, change, short))
+    H, T, B, dtype = case.H, case.T, case.B, getattr(torch, case.dtype)
+    tile = config.tile(H, B, dtype.itemsize, block_b=case.block_b)
+    tiles, size = -(-B // case.block_b), tile["BLOCK_H"] * case.block_b
+
+    def full(*shape, scale=1.0):
+        return (scale * torch.randn(shape)).to(dtype)
+
+    def empty(*shape):
+        return torch.full(shape, torch.nan, dtype=dtype)
+
+    def none_done():
+        return torch.zeros(3, tiles, dtype=torch.int32)
+
+    def with_bias():
+        return [shifted(full(4 * H)) if case.bias else None for _ in range(2)]
+
+    def layer(gates_ih, matrices):
+        saved = (empty(tiles, 1 + 5 * T, size), empty(matrices, H, 4 * H))
+        weight_hh = full(4 * H, H, scale=H**-0.5)
+        return (
+            gates_ih,
+            *with_bias(),
+            weight_hh,
+            empty(T, B, H),
+            *(saved if case.saved else (None, None)),
+        )
+
+    lower, upper = layer(full(T, B, 4 * H), 1), layer(empty(T, B, 4 * H), 2)
+    weight_ih = full(4 * H, H, scale=H**-0.5)
+    h_0, c_0 = (shifted(full(2, B, H)) if case.states else None for _ in range(2))
+    h_n, c_n = shifted(empty(2, B, H)), shifted(empty(2, B, H))
+    flags = mask = None
+    if case.resets:
+        flags = (torch.rand(T, B) < 0.3).to(torch.uint8)
+        flags[0] = 0
+        mask = (torch.rand(T, B, H) < 0.5).to(dtype) * 2
+    resets = shifted(flags)
+    joint_forward.lstm_joint_forward(
+        lower, upper, mask, weight_ih, h_0, c_0, h_n, c_n, none_done(), 0, T, B, tile, resets
+    )
+
+    def exactly(x):
+        return None if x is None else x.double().requires_grad_()
+
+    x, exact_h_0, exact_c_0 = exactly(lower[0]), exactly(h_0), exactly(c_0)
+    weights = [(torch.eye(4 * H), *lower[1:4]), (weight_ih, *upper[1:4])]
+    weights = [[exactly(w) for w in (ih, hh, b_ih, b_hh)] for ih, b_ih, b_hh, hh in weights]
+    truth = reference.lstm(
+        x, exact_h_0, exact_c_0, [tuple(w for w in ws if w is not None) for ws in weights],
+        None if mask is None else [mask.double()], None if flags is None else flags.bool(),
+        1, None, F.linear,
+    )  # fmt: skip
+    errors = {
+        "output": reference.relative_error(upper[4], truth[0]),
+        "h_n": reference.relative_error(h_n, truth[1]),
+        "c_n": reference.relative_error(c_n, truth[2]),
+    }
+    if not case.saved:
+        return errors
+
+    assert torch.equal(lower[-1], lower[3].t()[None])
+    assert torch.equal(upper[-1], torch.stack((upper[3].t(), weight_ih.t())))
+    upstream = [full(T, B, H), *(full(2, B, H) if case.states else None for _ in range(2))]
+    grad_lower, dz_lower, dz_upper = empty(T, B, H), empty(T, B, 4 * H), empty(T, B, 4 * H)
+    grads_0 = [shifted(empty(2, B, H)) if case.states else None for _ in range(2)]
+    joint_backward.lstm_joint_backward(
+        (*lower[-2:], grad_lower, dz_lower), (*upper[-2:], upstream[0], dz_upper), mask,
+        *map(shifted, upstream[1:]), *grads_0, none_done(), 0, T, B, tile, resets,
+    )  # fmt: skip
+    given = [(y, g) for y, g in zip(truth, upstream, strict=True) if g is not None]
+    sum((y * g.double()).sum() for y, g in given).backward()
+    errors["grad_gates"] = reference.relative_error(dz_lower, x.grad)
+    grad_weight = (dz_upper[1:].double() * (1 - flags[1:, :, None] if case.resets else 1)).flatten(
+        0, 1
+    ).t() @ upper[4][:-1].double().flatten(0, 1)
+    if case.states:
+        grad_weight += dz_upper[0].double().t() @ h_0[1].double()
+    errors["grad_weight_hh"] = reference.relative_error(grad_weight, weights[1][1].grad)
+    for name, actual, exact in zip(("h_0", "c_0"), grads_0, (exact_h_0, exact_c_0), strict=True):
+        if actual is not None:
+            errors[f"grad_{name}"] = reference.relative_error(actual, exact.grad)
+    return errors
+
+
 def found(case, **defect):
     """What the emulator says of a case with a defect, None if it finds nothing."""
     try:
-        run_case(case, **defect)
+        (run_joint_case if case.joint else run_case)(case, **defect)
     except PTXError as error:
         return str(error)
     return None
@@ -297,6 +394,12 @@ def without_barriers(case):
     ]
 
 
+def without_waiting(case):
+    """The errors where no program of two layers at once asks a second time whether it may go on."""
+    jump = re.compile(r"@p bra again_\d+;")
+    return run_joint_case(case, change=lambda ptx: jump.sub("", ptx))
+
+
 def cut(text, match):
     return text[: match.start()] + text[match.end() :]
 
@@ -305,7 +408,7 @@ def main():
     errors = {}
     for case in CASES:
         try:
-            errors[str(case)] = run_case(case)
+            errors[str(case)] = (run_joint_case if case.joint else run_case)(case)
         except PTXError as error:
             errors[str(case)] = {str(error): math.inf}
     few, many = Case(16, "bfloat16", 90, B=8), Case(128, "bfloat16", 90, B=8, T=3)
@@ -313,7 +416,9 @@ def main():
         "without a barrier": without_barriers(few) + without_barriers(many),
         "short tensors": [found(few, short=2)],
     }
-    print(json.dumps({"errors": errors, "defects": defects}))
+    joint = Case(16, "bfloat16", 90, T=10, B=3, joint=True, block_b=4)
+    waiting = without_waiting(joint)
+    print(json.dumps({"errors": errors, "defects": defects, "without waiting": waiting}))
 
 
 KERNELS = {
@@ -321,6 +426,8 @@ KERNELS = {
     for module, names in {
         forward: ("lstm_forward_kernel", "lstm_sliced_forward_kernel"),
         backward: ("lstm_backward_kernel", "lstm_sliced_backward_kernel"),
+        joint_forward: ("lstm_joint_forward_kernel",),
+        joint_backward: ("lstm_joint_backward_kernel",),
     }.items()
     for name in names
 }

@@ -328,8 +328,13 @@ def active(mask, threads):
 
 def load(program, at, mask):
     if "param" in at.modifiers:
-        value = program.parameters[at.operands[1].base]
-        program.write(at.operands[0], Immediate(value).bits(WIDTH[at.types[0]]), mask)
+        base, dtype = at.operands[1].base, f"u{WIDTH[at.types[0]] // 8}"
+        if isinstance(base, str):
+            value = program.parameters[base]
+        else:
+            # One of several, whose addresses are their places
+            value = np.array(list(program.parameters.values()))[program.full(base, "b64")]
+        program.write(at.operands[0], np.array(value, "i8").astype(dtype), mask)
         return
     registers, of = as_list(at.operands[0]), at.types[0]
     threads = active(mask, program.threads)
@@ -867,6 +872,8 @@ class Parser:
             return Immediate(int(digits[2:], 16) if digits[1:2] in [*"fFdD"] else int(digits, 0))
         if re.fullmatch(r"-?\d+\.\d*(e-?\d+)?", text):
             return Immediate(float(text))
+        if parameter := re.fullmatch(r"\w+_param_(\d+)", text):
+            return Immediate(int(parameter[1]))
         return Immediate(text)
 
 

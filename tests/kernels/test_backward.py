@@ -26,10 +26,10 @@ def arguments(guarded, T=3, D=1, offsets=None):
     lstm_forward(
         guarded.full(torch.randn(D, *rows, 4, H)), guarded.full(torch.randn(D, 4, H)),
         guarded.full(torch.randn(D, 4, H)), weight_hh,
+        guarded.empty(*rows, D, H), steps, weight_hh_t,
         guarded.full(torch.randn(D, B, H)) if offsets is None else None,
-        guarded.full(torch.randn(D, B, H)),
-        guarded.empty(*rows, D, H), guarded.empty(D, B, H), guarded.empty(D, B, H),
-        steps, weight_hh_t, 0, D, T, B, TILE, offsets,
+        guarded.full(torch.randn(D, B, H)), guarded.empty(D, B, H), guarded.empty(D, B, H),
+        0, D, T, B, TILE, offsets,
     )  # fmt: skip
     assert torch.equal(weight_hh_t, weight_hh.mT)
     return {

@@ -45,6 +45,11 @@ def test_every_barrier_of_a_kernel_is_missed(emulated):
     assert all(error and error.startswith("race") for error in found), found
 
 
+def test_programs_that_do_not_wait_for_each_other_read_what_is_not_there(emulated):
+    errors = emulated["without waiting"]
+    assert {name for name, error in errors.items() if not error <= 1} >= {"output", "grad_gates"}
+
+
 def test_a_tensor_one_number_short_is_found(emulated):
     (error,) = emulated["defects"]["short tensors"]
     assert error.startswith("out of bounds")

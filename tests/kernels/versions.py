@@ -12,7 +12,16 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from lstm.kernels import backward, config, forward, launching, slices, step
+from lstm.kernels import (
+    backward,
+    config,
+    forward,
+    joint_backward,
+    joint_forward,
+    launching,
+    slices,
+    step,
+)
 
 
 def captured(function, *arguments, **keywords):
@@ -23,7 +32,7 @@ def captured(function, *arguments, **keywords):
         assert len(grid) == 3
         calls.append((kernel, given, options))
 
-    for module in (forward, backward, slices, step):
+    for module in (forward, backward, joint_forward, joint_backward, slices, step):
         module.launch = launch
     function(*arguments, **keywords)
     return calls
@@ -61,8 +70,8 @@ def sequence_calls():
                 output, h_n = tensor(T, B, D, H), tensor(D, B, H)
                 transposed = tensor(D, H, 4, H) if saved else None
                 yield from captured(
-                    forward.lstm_forward, gates, *biases, weight, *states, output, h_n, h_n, steps,
-                    transposed, 0, D, T, B, tile, offsets, cuts,
+                    forward.lstm_forward, gates, *biases, weight, output, steps, transposed,
+                    *states, h_n, h_n, 0, D, T, B, tile, offsets, cuts,
                 )  # fmt: skip
                 if saved:
                     grad = tensor(T, B, D, H, offset=offset)
@@ -81,9 +90,33 @@ def sliced_calls():
         words = torch.zeros(64)
         meeting = slices.Meeting(words, words if at_once == 0 else None, at_once)
         yield from captured(
-            forward.lstm_forward, x, x, x, x, None, x, x, state, state, x, None,
+            forward.lstm_forward, x, x, x, x, x, x, None, None, x, state, state,
             0, D, T, B, tile, None, None, meeting,
         )  # fmt: skip
+
+
+def joint_calls():
+    """Launches of two layers at once."""
+    for H, dtype, saved, masked, bias in [
+        (1, torch.float32, True, False, True),
+        (20, torch.bfloat16, True, True, True),
+        (20, torch.float32, False, False, False),
+    ]:
+        tile, x = config.tile(H, 3, dtype.itemsize), torch.zeros(4 * H * H * 64, dtype=dtype)
+        state, done = torch.zeros(2, 3, H, dtype=dtype), torch.zeros(3, dtype=torch.int32)
+        kept = (x, torch.zeros(2, H, 4 * H, dtype=dtype)) if saved else (None, None)
+        layer = x, *([x, x] if bias else [None, None]), x, x, *kept
+        mask = x if masked else None
+        yield from captured(
+            joint_forward.lstm_joint_forward, layer, layer, mask, x, None, state, state, state,
+            done, 0, 16, 3, tile, torch.zeros(48, dtype=torch.uint8) if masked else None,
+        )  # fmt: skip
+        if saved:
+            layer = *kept, x, x
+            yield from captured(
+                joint_backward.lstm_joint_backward, layer, layer, mask, state, None, None, state,
+                done, 0, 16, 3, tile,
+            )  # fmt: skip
 
 
 def step_calls():
@@ -110,7 +143,7 @@ def step_calls():
 
 
 def main():
-    calls = [*sequence_calls(), *sliced_calls(), *step_calls()]
+    calls = [*sequence_calls(), *joint_calls(), *sliced_calls(), *step_calls()]
     backend = make_backend(GPUTarget("cuda", 90, 32))
     binders, seen, wrong = {}, {}, []
     for kernel, arguments, keywords in calls:

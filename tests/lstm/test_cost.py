@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lstm
 from lstm import LSTM
-from lstm.kernels import backward, forward
+from lstm.kernels import backward, forward, joint_backward, joint_forward
 from tests.lstm.pairs import make_input
 
 # Operations that launch nothing: views, and memory that is not written.
@@ -26,7 +26,12 @@ class Launches(TorchDispatchMode):
     def __init__(self, monkeypatch):
         super().__init__()
         self.names = []
-        for module, name in ((forward, "lstm_forward"), (backward, "lstm_backward")):
+        for module, name in (
+            (forward, "lstm_forward"),
+            (backward, "lstm_backward"),
+            (joint_forward, "lstm_joint_forward"),
+            (joint_backward, "lstm_joint_backward"),
+        ):
             monkeypatch.setattr(module, name, lambda *_, name=name: self.names.append(name))
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -49,17 +54,23 @@ def training_step(module, x, grad):
     return torch.autograd.grad(output, list(module.parameters()), grad)
 
 
-# The product of the input and the kernel, in forward; in backward the kernel, both weight
-# gradients and the biases', and from layer to layer the gradient of the input.
-@pytest.mark.parametrize(("layers", "most"), [(1, 6), (2, 13), (4, 27)])
-def test_launches_of_a_training_step(layers, most, device, monkeypatch):
-    module, x = LSTM(28, 128, layers, device=device), make_input(28, 100, 28, device=device)
-    grad = torch.ones(28, 100, 128, device=device)
+# Forward: the product of the input and the kernel; backward: the kernel, both weight gradients and
+# the biases', and from layer to layer the gradient of the input. Two layers at once have zeros to
+# count from, and no product between them.
+@pytest.mark.parametrize(
+    ("layers", "T", "most"), [(1, 28, 6), (2, 28, 11), (3, 28, 18), (4, 28, 23), (2, 15, 13)]
+)
+def test_launches_of_a_training_step(layers, T, most, device, monkeypatch):
+    module, x = LSTM(28, 128, layers, device=device), make_input(T, 100, 28, device=device)
+    grad = torch.ones(T, 100, 128, device=device)
     training_step(module, x, grad)
     counted = Launches(monkeypatch)
     with counted:
         training_step(module, x, grad)
-    assert counted.names.count("lstm_forward") == counted.names.count("lstm_backward") == layers
+    two, one = divmod(layers, 2) if T >= 16 else (0, layers)
+    for name in ("forward", "backward"):
+        assert counted.names.count(f"lstm_joint_{name}") == two
+        assert counted.names.count(f"lstm_{name}") == one
     assert len(counted.names) <= most, counted.names
 
 
@@ -95,12 +106,12 @@ def lines_of(function):
 
 
 # Host time is what bounds a small LSTM. Clocks are for bench/host.py; lines can be counted.
-@pytest.mark.parametrize(("layers", "most"), [(1, 145), (2, 180)])
-def test_lines_of_a_training_step(layers, most, monkeypatch):
+@pytest.mark.parametrize(("layers", "T", "most"), [(1, 2, 170), (2, 2, 230), (2, 16, 245)])
+def test_lines_of_a_training_step(layers, T, most, monkeypatch):
     if torch.cuda.is_available():
         pytest.skip("a GPU's backward runs in another thread, whose lines are not counted")
-    module, x = LSTM(8, 8, layers), make_input(2, 1, 8)
-    grad = torch.ones(2, 1, 8)
+    module, x = LSTM(8, 8, layers), make_input(T, 1, 8)
+    grad = torch.ones(T, 1, 8)
     Launches(monkeypatch)
     training_step(module, x, grad)
     assert lines_of(lambda: training_step(module, x, grad)) <= most

@@ -194,7 +194,7 @@ class Launches:
         self.saved = {}
 
     def forward(
-        self, gates_ih, bias_ih, bias_hh, weight_hh, h_0, c_0, output, h_n, c_n, steps, weight_hh_t,
+        self, gates_ih, bias_ih, bias_hh, weight_hh, output, steps, weight_hh_t, h_0, c_0, h_n, c_n,
         layer, D, T, B, tile, offsets=None, resets=None, meeting=None,
     ):  # fmt: skip
         H, of_layer = c_n.shape[-1], slice(layer * D, (layer + 1) * D)

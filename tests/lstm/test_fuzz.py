@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import (
 )
 
 import lstm
+from lstm.plan import MIN_JOINT_STEPS
 from lstm.precision import matmul_in
 from tests.accuracy import CEILING, EXACT_CEILING, FEW
 from tests.lstm.pairs import no_onednn
@@ -125,7 +126,11 @@ def lstm_calls(draw, kinds=("batched", "unbatched", "packed")):
     if units > 1 and draw(st.booleans()):
         options["proj_size"] = draw(st.integers(1, units - 1))
 
-    T, B, lengths = draw(st.integers(1, 2 if sliced else 6)), draw(st.integers(0, 20)), None
+    steps = st.integers(1, 2 if sliced else 6)
+    if options["num_layers"] > 1:
+        # So many, and layers run two at a time.
+        steps |= st.integers(MIN_JOINT_STEPS, MIN_JOINT_STEPS + 2)
+    T, B, lengths = draw(steps), draw(st.integers(0, 20)), None
     kind = draw(st.sampled_from(kinds))
     enforce_sorted = kind == "packed" and draw(st.booleans())
     if kind == "packed":

@@ -1,0 +1,164 @@
+"""Backward of two layers at once: the lower one some steps behind the upper (progress.py).
+
+For each tile of sequences there are three programs. Two are those of backward.py, a layer each; the
+third multiplies the gates' gradients of each step of the upper layer with W_ih^T of that layer,
+which it holds in registers as they hold W_hh^T, and writes the lower layer's grad_output.
+"""
+
+import triton
+import triton.language as tl
+
+from .backward import exchange, gates_product, largest_gate, layer_backward, load_matrices
+from .exchange import gates_bytes, largest_bytes, read_largest, shared_memory, write_largest
+from .launching import launch
+from .layout import from_tile, inline, tile_indices, to_tile
+from .memory import load_gates
+from .operand import power_of_two
+from .progress import steps_of_layer, steps_of_product, tell, wait
+
+
+@inline
+def load_grad_gates(pointers, mask, H: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
+    """The gradients of a step's gates: tiles."""
+    i, f, g, o = load_gates(pointers, mask, H)
+    i, f = to_tile(i, BLOCK_H, BLOCK_B), to_tile(f, BLOCK_H, BLOCK_B)
+    return i, f, to_tile(g, BLOCK_H, BLOCK_B), to_tile(o, BLOCK_H, BLOCK_B)
+
+
+@inline
+def multiply_backward(
+    w_if, w_go, inverse, grad_gates_ptr, mask_ptr, grad_input_ptr, ready_ptr, done_ptr, tile, T, B,
+    H: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr,
+):  # fmt: skip
+    """grad_input = W_ih^T grad_gates of a tile's sequences, from the last step on, as they come.
+
+    Shapes: as the kernel has them, grad_gates of the upper layer, grad_input the lower's
+    grad_output; w_if, w_go, inverse: W_ih^T as `load_matrices` has it.
+    """
+    dtype: tl.constexpr = grad_input_ptr.dtype.element_ty
+    FLOAT32: tl.constexpr = dtype == tl.float32
+    DOT: tl.constexpr = tl.float16 if FLOAT32 else dtype
+    unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H)
+    row = tile * BLOCK_B
+    mask = (row + sequence < B) & (unit < H)
+    step = B.to(tl.int64) * H
+    offs = (T - 1) * step + (row + sequence) * H + unit
+    grad_gates_ptr += (T - 1) * (4 * step) + (row + sequence) * (4 * H) + unit
+    BYTES: tl.constexpr = gates_bytes(BLOCK_H, BLOCK_B)
+    TABLE: tl.constexpr = largest_bytes(BLOCK_H, BLOCK_B) // 2
+    buffers = shared_memory(BYTES + 2 * TABLE)
+    di = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
+    df, dg, do, di_1, df_1, dg_1, do_1 = di, di, di, di, di, di, di
+    scale, inverse_s = (
+        tl.full((1, BLOCK_B), 1.0, tl.float32),
+        tl.full((1, BLOCK_B), 1.0, tl.float32),
+    )
+    there, period = 0, steps_of_layer(T)
+    for s in range(T):
+        if s % steps_of_product() == 1:
+            # All threads had written those before the last one when they met in its exchange.
+            tell(done_ptr, s - 1)
+        if (s & (period - 1)) == 0:
+            # As many as the layer tells of next, so that all of them can be read ahead
+            there = wait(ready_ptr, there, tl.minimum(s + period, T))
+            di, df, dg, do = load_grad_gates(grad_gates_ptr, mask, H, BLOCK_H, BLOCK_B)
+            di_1, df_1, dg_1, do_1 = load_grad_gates(
+                grad_gates_ptr - 4 * step, mask & (s + 1 < T), H, BLOCK_H, BLOCK_B
+            )
+            if FLOAT32:
+                largest = tl.max(largest_gate(di, df, dg, do), axis=0)[None, :]
+                scale, inverse_s = power_of_two(largest)
+        buffer, table = buffers + s % 2 * (BYTES // 2), buffers + BYTES + s % 2 * TABLE
+        back = inverse
+        if FLOAT32:
+            di, df, dg, do = di * scale, df * scale, dg * scale, do * scale
+            back = inverse * inverse_s
+            # The scale of the next step is found here, so that it needs no barrier of its own.
+            largest_1 = largest_gate(di_1, df_1, dg_1, do_1)
+            write_largest(largest_1, table)
+        words = exchange(di.to(DOT), df.to(DOT), dg.to(DOT), do.to(DOT), buffer)
+        if FLOAT32:
+            scale, inverse_s = power_of_two(read_largest(largest_1, table))
+        di, df, dg, do = di_1, df_1, dg_1, do_1
+        ahead = mask & (s + 2 < T) & ((s & (period - 1)) < period - 2)
+        di_1, df_1, dg_1, do_1 = load_grad_gates(
+            grad_gates_ptr - 8 * step, ahead, H, BLOCK_H, BLOCK_B
+        )
+        grad_gates_ptr -= 4 * step
+        dx = gates_product(w_if, w_go, words, BLOCK_H, BLOCK_B, DOT)
+        if FLOAT32:
+            dx *= back
+        if mask_ptr is not None:
+            dx *= to_tile(tl.load(mask_ptr + offs, mask=mask, other=0.0), BLOCK_H, BLOCK_B)
+        tl.store(grad_input_ptr + offs, from_tile(dx, dtype, mask), mask=mask)
+        offs -= step
+    tl.debug_barrier()
+    tell(done_ptr, T)
+
+
+@triton.jit(
+    do_not_specialize=["layer", "T", "B"],
+    do_not_specialize_on_alignment=[
+        "grad_h_n_ptr",
+        "grad_c_n_ptr",
+        "resets_ptr",
+        "grad_h_0_ptr",
+        "grad_c_0_ptr",
+    ],
+)
+def lstm_joint_backward_kernel(
+    steps_ptr, weight_hh_t_ptr, grad_output_ptr, grad_gates_ptr,
+    mask_ptr, steps_1_ptr, weight_hh_1_t_ptr, grad_output_1_ptr, grad_gates_1_ptr,
+    grad_h_n_ptr, grad_c_n_ptr, resets_ptr, grad_h_0_ptr, grad_c_0_ptr, done_ptr,
+    layer, T, B, H: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr,
+):  # fmt: skip
+    """The whole sequence of one tile of BLOCK_B sequences in two layers, `layer` and the next, last
+    step first.
+
+    Shapes: as lstm_backward_kernel has them for one direction, nothing packed, of the upper layer
+        those with a 1; grad_output, of the lower one, is written here; weight_hh_1_t, mask and done
+        as lstm_joint_forward_kernel has them, done in the order upper layer, product, lower layer.
+    Numerics: as lstm_backward_kernel has them. The product with W_ih is as that with W_hh.
+    """
+    stage = tl.program_id(1)
+    tile = tl.program_id(0).to(tl.int64)
+    tiles = tl.num_programs(0)
+    done_ptr += tile
+    dtype: tl.constexpr = grad_gates_ptr.dtype.element_ty
+    DOT: tl.constexpr = tl.float16 if dtype == tl.float32 else dtype
+    upper = stage == 0
+    weight_t_ptr = tl.where(upper, weight_hh_1_t_ptr, weight_hh_t_ptr)
+    weight_t_ptr = tl.where(stage == 1, weight_hh_1_t_ptr + 4 * H * H, weight_t_ptr)
+    w_if, w_go, inverse = load_matrices(weight_t_ptr, DOT, H, BLOCK_H, VEC)
+    if stage == 1:
+        multiply_backward(
+            w_if, w_go, inverse, grad_gates_1_ptr, mask_ptr, grad_output_ptr, done_ptr,
+            done_ptr + tiles, tile, T, B, H, BLOCK_H, BLOCK_B,
+        )  # fmt: skip
+        return
+    layer_backward(
+        w_if, w_go, inverse, tl.where(upper, steps_1_ptr, steps_ptr), None,
+        tl.where(upper, grad_output_1_ptr, grad_output_ptr), grad_h_n_ptr, grad_c_n_ptr, None,
+        resets_ptr, tl.where(upper, grad_gates_1_ptr, grad_gates_ptr), grad_h_0_ptr, grad_c_0_ptr,
+        done_ptr + tiles, tl.where(upper, T, 0), done_ptr + stage * tiles,
+        tile, tiles, layer + upper.to(tl.int32), T, B, H, 1, BLOCK_H, BLOCK_B, VEC, False,
+    )  # fmt: skip
+
+
+def lstm_joint_backward(
+    lower, upper, mask, grad_h_n, grad_c_n, grad_h_0, grad_c_0, done, layer, T, B, tile,
+    resets=None,
+):  # fmt: skip
+    """Launch lstm_joint_backward_kernel, whose docstring has the shapes.
+
+    lower, upper: steps, weight_hh_t, grad_output and grad_gates of a layer; tile: as forward had
+    it.
+    """
+    H = lower[1].shape[-1] // 4
+    numbers = {name: tile[name] for name in tile if name != "EXACT"}
+    launch(
+        lstm_joint_backward_kernel, (-(-B // tile["BLOCK_B"]), 3, 1),
+        *lower, mask, *upper, grad_h_n, grad_c_n, resets, grad_h_0, grad_c_0, done,
+        layer, T, B, H, **numbers, launch_cooperative_grid=True,
+    )  # fmt: skip

@@ -1,0 +1,263 @@
+"""Two layers at once: the same results, where there are steps and room enough for it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lstm import LSTM, layer
+from lstm import plan as plans
+from lstm.kernels import config
+from lstm.plan import MIN_JOINT_STEPS, plan
+from tests.accuracy import (
+    assert_accurate_outputs,
+    assert_matches,
+    call_of,
+    expects_overflow,
+    make_case,
+    reset,
+)
+from tests.lstm.pairs import assert_equal, assert_same, flat, make_input, pair, run
+
+T = MIN_JOINT_STEPS
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def joint(*args, num_layers=2, **kwargs):
+    """A case that runs two layers at once."""
+    kwargs["num_layers"] = num_layers
+    case = make_case(*args, **kwargs)
+    assert call_of(case).joint
+    return case
+
+
+def with_masks(case):
+    size = (*case.input.shape[:2], case.layers[0][1].shape[0] // 4)
+    masks = [2 * (torch.rand(size) < 0.5).to(case.input) for _ in case.layers[1:]]
+    return replace(case, masks=masks)
+
+
+# Steps that the layers tell of in whole parts, and one more
+@pytest.mark.parametrize("steps", [T, T + 1, T + 7])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_two_layers(steps, dtype, device):
+    assert_matches(joint(steps, 5, 7, 20, dtype, device))
+
+
+# So many that they tell less often
+@pytest.mark.parametrize("steps", [64, 67])
+def test_two_layers_of_many_steps(steps, device):
+    assert_matches(joint(steps, 3, 3, 16, device=device))
+
+
+# Weights that a thread reads one at a time, two, four and eight; the largest
+@pytest.mark.parametrize("H", [37, 50, 64, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_kind_of_hidden_size(H, dtype, device):
+    assert_matches(joint(T, 3, 3, H, dtype, device))
+
+
+def test_one_unit(device):
+    assert_matches(joint(T, 30, 3, 1, device=device))
+
+
+@pytest.mark.parametrize("num_layers", [3, 4, 5])
+def test_more_layers_go_by_twos(num_layers, device, launches):
+    assert_matches(joint(T, 3, 7, 20, device=device, num_layers=num_layers))
+    assert launches == {"forward": num_layers, "backward": num_layers}
+
+
+@pytest.mark.parametrize(("BLOCK_B", "dtype"), [(2, torch.bfloat16), (4, torch.float32), (8, None)])
+def test_ragged_tiles(BLOCK_B, dtype, device):
+    case = joint(T, 9 if BLOCK_B == 8 else 5, 7, 20, dtype or torch.float16, device)
+    if plans.interpreted():
+        assert_matches(case, BLOCK_B=BLOCK_B)
+
+
+@pytest.mark.parametrize("options", [{"bias": False}, {"hx": False}, {"bias": False, "hx": False}])
+def test_without_biases_and_states(options, device):
+    assert_matches(joint(T, 5, 7, 20, device=device, **options))
+
+
+@pytest.mark.parametrize("reach", ["output", "h_n", "c_n"])
+@pytest.mark.parametrize("hx", [False, True])
+def test_gradients_from_a_part_of_the_results(reach, hx, device):
+    assert_matches(joint(T, 5, 7, 20, device=device, reach=reach, hx=hx))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_layers", [2, 4])
+def test_dropout_between_the_layers(dtype, num_layers, device):
+    assert_matches(with_masks(joint(T, 5, 7, 20, dtype, device, num_layers=num_layers)))
+
+
+def test_dropout_that_makes_numbers_beyond_float16(device):
+    """A hundred thousand times as large: float32's product has a scale for each sequence."""
+    case = with_masks(joint(T, 5, 7, 20, device=device))
+    masks = [5e4 * mask for mask in case.masks]
+    (lower, (weight_ih, *others)) = case.layers
+    layers = [lower, (weight_ih / 5e4, *others)]
+    assert_accurate_outputs(replace(case, masks=masks, layers=layers))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_resets(dtype, device):
+    assert_matches(reset(joint(T, 5, 7, 20, dtype, device)))
+
+
+@expects_overflow
+def test_weights_beyond_float16(device):
+    case = joint(T, 5, 7, 20, device=device)
+    case.layers[1][0][3, 4] = 3e5
+    case.layers[1][1][7] *= 1e-9
+    assert_accurate_outputs(case)
+
+
+def test_nothing_is_saved_without_gradients(device, monkeypatch):
+    from lstm.kernels import joint_forward
+
+    launch, saved = joint_forward.lstm_joint_forward, []
+
+    def record(lower, upper, *args):
+        saved.extend((*lower[-2:], *upper[-2:]))
+        return launch(lower, upper, *args)
+
+    monkeypatch.setattr(joint_forward, "lstm_joint_forward", record)
+    case = joint(T, 5, 7, 20, device=device)
+    arguments = case.input, case.h_0, case.c_0, [w for ws in case.layers for w in ws]
+    layer.lstm(call_of(case), *arguments)
+    assert saved == [None] * 4
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_frozen_layer(frozen, device, launches):
+    """Without gradients for the lower layer, and what lies below, it has no backward."""
+    ours, theirs = pair(7, 20, 2, device=device)
+    x, grads = make_input(T, 5, 7, device=device), []
+    for module in (ours, theirs):
+        wanted = [p for n, p in module.named_parameters() if not n.endswith(f"_l{frozen}")]
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(not name.endswith(f"_l{frozen}"))
+        output, (h_n, _) = module(x)
+        grads.append(torch.autograd.grad(output.square().sum() + h_n.sum(), wanted))
+    assert_same(*grads)
+    assert launches == {"forward": 2, "backward": 1 if frozen == 0 else 2}
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("hx", [False, True])
+def test_the_module(batch_first, hx, device, launches):
+    ours, theirs = pair(7, 20, 3, batch_first=batch_first, device=device)
+    size = (5, T, 7) if batch_first else (T, 5, 7)
+    x = make_input(*size, device=device)
+    states = tuple(make_input(3, 5, 20, device=device) for _ in range(2)) if hx else None
+    assert_same(run(ours, x, states), run(theirs, x, states))
+    assert launches == {"forward": 3, "backward": 3}
+
+
+def test_a_gradient_is_taken_twice_from_what_was_saved_once(device):
+    module, x = LSTM(7, 20, 2, device=device), make_input(T, 5, 7, device=device)
+    loss = module(x)[0].square().sum()
+    parameters = list(module.parameters())
+    first = torch.autograd.grad(loss, parameters, retain_graph=True)
+    assert_equal(torch.autograd.grad(loss, parameters), first)
+
+
+def test_gradients_of_gradients(device):
+    ours, theirs = pair(7, 20, 2, device=device)
+    x = make_input(T, 2, 7, device=device)
+    penalties = []
+    for module, dtype in ((ours, torch.float32), (theirs.cpu().double(), torch.float64)):
+        y = (x if module is ours else x.cpu()).to(dtype).requires_grad_()
+        with torch.backends.cudnn.flags(enabled=False):
+            (grad,) = torch.autograd.grad(module(y)[0].square().sum(), y, create_graph=True)
+        penalties.append(torch.autograd.grad(grad.square().sum(), list(module.parameters())))
+    for mine, truth in zip(*penalties, strict=True):
+        assert_same([mine.cpu().double()], [truth])
+
+
+def test_parts_that_are_computed_again(device):
+    ours, theirs = pair(7, 20, 2, device=device)
+    ours.recompute = T
+    # The last part is a single step, which two layers take at once, too.
+    x = make_input(2 * T + 1, 3, 7, device=device)
+    assert_same(run(ours, x), run(theirs, x))
+
+
+def test_the_compilers_operator(device):
+    module, x = LSTM(7, 20, 2, device=device), make_input(T, 5, 7, device=device)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    assert_equal(flat(compiled(x)), flat(module(x)))
+    grads = [
+        torch.autograd.grad(f(x)[0].square().sum(), list(module.parameters()))
+        for f in (compiled, module)
+    ]
+    assert_equal(*grads)
+
+
+# What differs from a call that runs two layers at once, and for how many layers in one launch
+APART = {
+    "too few steps": (dict(num_layers=2), T - 1),
+    "one layer": (dict(), T),
+    "both directions": (dict(num_layers=2, bidirectional=True), T),
+    "a projection": (dict(num_layers=2, proj_size=3), T),
+}
+
+
+@pytest.mark.parametrize(("options", "steps"), APART.values(), ids=APART)
+def test_one_layer_after_the_other(options, steps, device):
+    module = LSTM(7, 20, **options, device=device)
+    x = make_input(steps, 5, 7, device=device)
+    assert module.explain(x).path == "fused" and not module.explain(x).joint
+    assert "at once" not in str(module.explain(x))
+
+
+def test_packed_sequences_take_one_layer_after_the_other(device):
+    x = torch.nn.utils.rnn.pack_sequence([make_input(n, 7, device=device) for n in (T + 2, T)])
+    assert not LSTM(7, 20, 2, device=device).explain(x).joint
+
+
+def test_the_environment_keeps_layers_apart(device, monkeypatch):
+    monkeypatch.setattr(plans, "forced", lambda: "apart")
+    # Not one that an earlier test asked for
+    planned = plans.plan_on.__wrapped__(device, 20, 5, torch.float32, "tf32", False, True)
+    assert planned.path == "fused" and not planned.joint
+
+
+H100 = dict(card=(9, 0), multiprocessors=132, stacked=True)
+
+
+@pytest.mark.parametrize(
+    ("hidden_size", "batch", "dtype", "programs"),
+    [
+        # Three for each tile: 2 sequences as long as there is room, then 4, 8
+        (128, 80, torch.bfloat16, 3 * 40), (128, 81, torch.bfloat16, 3 * 21),
+        (128, 100, torch.bfloat16, 3 * 25), (128, 160, torch.float32, 3 * 40),
+        (128, 161, torch.float32, 3 * 21), (128, 320, torch.float16, 3 * 40),
+        # Two programs a multiprocessor
+        (32, 168, torch.bfloat16, 3 * 84), (32, 672, torch.float32, 3 * 84),
+    ],
+)  # fmt: skip
+def test_the_fewest_sequences_a_tile_with_room_for_three_programs(
+    hidden_size, batch, dtype, programs
+):
+    planned = plan(hidden_size, batch, dtype, **H100)
+    assert planned.joint and planned.programs == programs
+    assert "two layers at once" in str(planned)
+    at_once = config.room(hidden_size, 132)
+    assert programs + 3 * config.TRANSPOSERS <= at_once
+    assert at_once <= config.resident(132, dict(planned.tile))
+
+
+@pytest.mark.parametrize("change", [dict(batch=321), dict(precision="ieee", hidden_size=64)])
+def test_without_room_layers_stay_apart(change):
+    call = dict(hidden_size=128, batch=320, dtype=torch.float32)
+    assert plan(**call, **H100).joint
+    other = plan(**(call | change), **H100)
+    assert other == plan(**(call | change), **(H100 | dict(stacked=False)))
+    assert other.path == "fused" and not other.joint
+
+
+@pytest.mark.parametrize("hidden_size", [129, 512])
+def test_slices_run_one_layer_after_the_other(hidden_size):
+    assert not plan(hidden_size, 16, torch.float16, **H100).joint
