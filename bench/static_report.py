@@ -232,7 +232,8 @@ def configurations(cards=tuple(CARDS), everything=False) -> list[Configuration]:
             elif size in SLICED_SIZES:
                 add(sliced, size, dtype, [MAIN_CARDS[(s + d) % 2]])
                 if d == s:
-                    add(SLICED_KERNELS[2:], size, dtype, s + 2 * d)
+                    # The other kernels at one size each
+                    add(SLICED_KERNELS[2 + s :: len(SLICED_SIZES)], size, dtype, s + 2 * d)
             elif d == s % 3:
                 add(sliced, size, dtype, s)
     return sorted(chosen, key=lambda configuration: configuration.card)

@@ -105,8 +105,8 @@ def lstm_joint_forward_kernel(
     Shapes: as lstm_forward_kernel has them for one direction, nothing packed, of the upper layer
         those with a 1, whose gates_ih are written here; weight_ih_1 (4, H, H), W_ih of the upper
         layer; weight_hh_1_t (2, H, 4, H), for W_ih of that layer, too; mask (T, B, H) what
-        multiplies its input, None for ones; done (3, tiles), int32,
-        zeros: the steps that lower layer, product and upper layer have written.
+        multiplies its input, None for ones; done (3, tiles), int32, first zeros: the steps that
+        lower layer, product and upper layer have written.
     Numerics: as lstm_forward_kernel has them. The upper layer's product is as that of W_hh, so of
         float32 in float16's mantissa, which is TensorFloat-32's.
     """

@@ -28,7 +28,7 @@ from .slices import (
     slice_indices,
     slice_product,
     to_flat,
-    write_words,
+    write_h,
 )
 
 
@@ -74,7 +74,8 @@ def lstm_sliced_forward_kernel(
 
     Shapes: as lstm_forward_kernel has them, h_0 None, its product in gates_ih; steps (D, tiles, S,
         1 + 5 T, BLOCK_H * BLOCK_B), of each of S slices; exchange (2, D, tiles, BLOCK_K * BLOCK_B),
-        float32, first zeros: BLOCK_K, a power of two, is at least H, PARTS warps share its columns.
+        of 16 bits each, first zeros, in float32's memory: BLOCK_K, a power of two, is at least H,
+        PARTS warps share its columns.
         Of tiles in all, a launch has those from first_tile on, and all steps, states None; or of
         the steps only that from begin to end, with states (2, D, tiles, S, BLOCK_H * BLOCK_B),
         float32, to carry h and c.
@@ -124,6 +125,7 @@ def lstm_sliced_forward_kernel(
     w = rows_in_order(to_operands(pin(w), PARTS, BLOCK_K // PARTS, VEC, 8, 1, 4, 4))
 
     unit, sequence = slice_indices(BLOCK_H, BLOCK_B)
+    exchange_ptr = exchange_ptr.to(tl.pointer_type(tl.int16), bitcast=True)
     exchanged = tiles.to(tl.int64) * (D * BLOCK_K * BLOCK_B)
     exchange_ptr += saved * (BLOCK_K * BLOCK_B)
     offs_x = h_offsets(unit, sequence, BLOCK_B)
@@ -201,7 +203,7 @@ def lstm_sliced_forward_kernel(
             p_c = to_flat(c, dtype)
         if resets_ptr is not None:
             h, c = clear(cut, h), clear(cut, c)
-        write_words(exchange_ptr + (t + 1) % 2 * exchanged + offs_x, h, t)
+        write_h(exchange_ptr + (t + 1) % 2 * exchanged + offs_x, h.to(DOT), t)
         tl.store(out_ptr + offs_h, p_h, mask=alive)
         if offsets_ptr is None:
             output_ptr += step_h

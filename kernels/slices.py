@@ -7,11 +7,12 @@ it, at most two numbers a thread. What a step needs of the other slices goes thr
     backward    W_hh^T dz of its own units is, of each slice, a part of dh for all: the owner sums
                 the parts, always in the same order
 
-Nobody waits at a barrier. A number travels in a word of 32 bits whose lowest two, far below what
-the products keep, are a tag that says which step wrote it (`tag`), and who needs the number reads
-until it has that step's. A word is one access, so tag and number belong together, and no order
-between words is needed. One trip through the second cache does it, where a counter takes three, and
-a fence.
+Nobody waits at a barrier. A number travels with a tag that says which step wrote it (`tag`), and
+who needs the number reads until it has that step's. A part of dh is a word of 32 bits, of which the
+lowest two, far below what the sum keeps, are the tag; h is rounded to the operand's 16 bits, of
+which one is to spare. Either is one access, so tag and number belong together, and no order between
+words is needed. One trip through the second cache does it, where a counter takes three, and a
+fence.
 
 There are two buffers, by the parity of the step. Of step t the slices write one while some still
 read the other, and why nobody overwrites what is still to be read: a slice writes words of step
@@ -19,11 +20,11 @@ t + 2 after all its threads have read all words of step t + 1, of all slices; ea
 written after all threads of its slice had read all words of step t, which is what is overwritten.
 Both times "after all threads" is the barrier of the program between its reading and its writing,
 without which it cannot exchange what it multiplies. A slice therefore has to read the words of all
-slices in every step. Tags count the writes of a buffer modulo 4. Read again, a word is never older
-than before, so it is enough that they differ from one write to the next, and from the zeros before
-the first. The buffers are zeroed before each launch, also by a CUDA graph that replays it, so that
-nothing of an earlier launch can be taken for this one's. tests/kernels/test_exchange.py goes
-through every order in which a few programs can do this.
+slices in every step. Tags count the writes of a buffer, modulo 4, those of h modulo 2. Read again,
+a word is never older than before, so it is enough that they differ from one write to the next, and
+from the zeros before the first. The buffers are zeroed before each launch, also by a CUDA graph
+that replays it, so that nothing of an earlier launch can be taken for this one's.
+tests/kernels/test_exchange.py goes through every order in which a few programs can do this.
 
 All slices of a tile have to run, or the others wait forever: the launch is cooperative, and CUDA
 starts it only when all its programs fit the card at once, also beside those of other streams.
@@ -125,9 +126,25 @@ def write_words(pointers, x, t):
 
 
 @inline
+def write_h(pointers, h, t):
+    """Write h, of 16 bits, for the step after t. A NaN comes out of its rounding with all ones."""
+    word = ((h.to(tl.int16, bitcast=True) & ~_TAGS) | tag(t + 1) % 2 * _TAGS).to(tl.int16)
+    if INTERPRETED:
+        tl.store(pointers, word)
+    else:
+        tl.inline_asm_elementwise(
+            "st.relaxed.gpu.global.b16 [$1], $2; mov.b32 $0, 0;", "=r,l,h",
+            [pointers.to(tl.int64), word], dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+
+
+@inline
 def _stale(word, t):
     """Whether a word is not the one that step t reads: 1, else 0."""
-    return (((word.to(tl.int32, bitcast=True) ^ tag(t)) & 3) != 0).to(tl.int32)
+    if word.dtype == tl.int16:
+        return ((word.to(tl.int32) & _TAGS) != tag(t) % 2 * _TAGS).to(tl.int32)
+    else:
+        return (((word.to(tl.int32, bitcast=True) ^ tag(t)) & 3) != 0).to(tl.int32)
 
 
 @triton.constexpr_function
@@ -142,22 +159,51 @@ def _stale_ptx(words, expected):
     return " ".join(lines) + " and.b32 x0, x0, 3; setp.ne.b32 p, x0, 0;"
 
 
+# Of h, 16 bits: |h| is at most 1, so that the highest bit of its exponent is 0 but in a NaN, and is
+# where the tag travels. What it leaves of a NaN is a number above 1, which is made a NaN again. One
+# bit is enough for a tag: they alternate, and the first is not that of the zeros before.
+_TAGS = tl.constexpr(0x4000)
+
+
 @triton.constexpr_function
-def _read_four(count):
-    """PTX that reads 16 bytes from each of `count` pointers, again and again until all tags are
-    right. All reads are on their way together.
+def _beyond_one(dtype):
+    """What added to |h| carries into the tag's bit if it is above 1: of 16 bits."""
+    return _TAGS.value - 1 - (0x3C00 if dtype == tl.float16 else 0x3F80)
+
+
+@triton.constexpr_function
+def _read_four(count, dtype):
+    """PTX that reads four of dtype from each of `count` pointers, again and again until all tags
+    are right. All reads are on their way together. Results are words of two, without tags.
     """
-    lines = ["{ .reg .pred p; .reg .b32 x<4>; again_${:uid}:"]
+    words = [f"${n}" for n in range(2 * count)]
+    both, beyond = 0x10001 * _TAGS.value, 0x10001 * _beyond_one(dtype)
+    lines = [f"{{ .reg .pred p; .reg .b32 x<5>; .reg .b16 h<{4 * count}>; again_${{:uid}}:"]
     for j in range(count):
-        four = ", ".join(f"${q * count + j}" for q in range(4))
-        lines.append(f"ld.relaxed.gpu.global.v4.b32 {{{four}}}, [${4 * count + j}];")
-    lines.append(_stale_ptx([f"${n}" for n in range(4 * count)], f"${5 * count}"))
-    return " ".join(lines) + " @p bra again_${:uid}; }"
+        four = ", ".join(f"h{4 * j + q}" for q in range(4))
+        lines.append(f"ld.relaxed.gpu.global.v4.b16 {{{four}}}, [${2 * count + j}];")
+    for n in range(2 * count):
+        pair = n % count * 4 + n // count * 2
+        lines.append(f"mov.b32 ${n}, {{h{pair}, h{pair + 1}}}; xor.b32 ${n}, ${n}, ${3 * count};")
+
+    def any_of(to_test):
+        """Predicate p: whether a tag's bit is set in any of what this makes of the words."""
+        made = [f"mov.b32 x{n}, 0;" for n in range(4)]
+        made += [f"{to_test(word)} or.b32 x{n % 4}, x{n % 4}, x4;" for n, word in enumerate(words)]
+        made.append("or.b32 x0, x0, x1; or.b32 x2, x2, x3; or.b32 x0, x0, x2;")
+        return " ".join(made) + f" and.b32 x0, x0, {both}; setp.ne.b32 p, x0, 0;"
+
+    lines.append(any_of(lambda word: f"mov.b32 x4, {word};") + " @p bra again_${:uid};")
+    lines.append(any_of(lambda word: f"add.u32 x4, {word}, {beyond};") + " @!p bra all_${:uid};")
+    for word in words:
+        lines.append(f"add.u32 x4, {word}, {beyond}; and.b32 x4, x4, {both}; shr.u32 x4, x4, 14;")
+        lines.append(f"mul.lo.u32 x4, x4, 0x7FFF; or.b32 {word}, {word}, x4;")
+    return " ".join(lines) + " all_${:uid}: }"
 
 
 @triton.constexpr_function
 def _read_four_constraints(count):
-    return ",".join(["=&r"] * (4 * count) + ["l"] * count + ["r"] * count)
+    return ",".join(["=&r"] * (2 * count) + ["l"] * count + ["r"] * count)
 
 
 @triton.constexpr_function
@@ -208,31 +254,27 @@ def load_h(
         group = tl.where(missing, 0, group)
         c = tl.where(missing, c % 2, c)
     pointers = h_ptr + (group * (2 * J) + slow % (2 * J)) * 128 + (i // 4 % 8 * 4 + c) * 4
-    h_0, h_1, h_2, h_3 = _four_words(pointers, t, min(8, 2 * J * BLOCK_K // (32 * PARTS)), MEET)
-    h = tl.join(tl.join(h_0, h_2), tl.join(h_1, h_3))
-    h = tl.reshape(h, (BLOCK_K // (32 * PARTS), J, 2, PARTS, 8, 4, 2, 2))  # rest j v w r c e e
-    h = tl.permute(h, (3, 0, 2, 5, 6, 7, 1, 4))
-    return tl.reshape(h.to(DOT), (PARTS, BLOCK_K // PARTS, BLOCK_B))
+    COUNT: tl.constexpr = min(8, 2 * J * BLOCK_K // (32 * PARTS))
+    w_0, w_1 = _two_words(pointers, t, COUNT, MEET, DOT)
+    x = tl.reshape(tl.join(w_0, w_1), (BLOCK_K // (32 * PARTS), J, 2, PARTS, 8, 4, 2))
+    e_0, e_1 = _halves(tl.permute(x, (3, 0, 2, 5, 6, 1, 4)))  # w rest v c pair j r
+    x = tl.permute(tl.join(e_0, e_1), (0, 1, 2, 3, 4, 7, 5, 6)).to(DOT, bitcast=True)
+    return tl.reshape(x, (PARTS, BLOCK_K // PARTS, BLOCK_B))
 
 
 @inline
-def _four_words(pointers, t, COUNT: tl.constexpr, MEET: tl.constexpr):
-    """Four neighbouring float32 numbers from each pointer. COUNT: pointers of a thread at once."""
+def _two_words(pointers, t, COUNT: tl.constexpr, MEET: tl.constexpr, DOT: tl.constexpr):
+    """Four neighbouring numbers from each pointer, two in a word. COUNT: pointers of a thread at
+    once.
+    """
     if MEET and SPIN_LIMIT == 0 and not INTERPRETED:
-        words = pointers.to(tl.int64)
-        tags = tl.zeros(pointers.shape, tl.int32) + tag(t)
+        tags = tl.zeros(pointers.shape, tl.int32) + tag(t) % 2 * (0x10001 * _TAGS)
         # Pure, or Triton reads once more, in another layout, for nothing. The tag is another one in
         # each step, so it does not leave the loop.
-        w_0, w_1, w_2, w_3 = tl.inline_asm_elementwise(
-            _read_four(COUNT), _read_four_constraints(COUNT), [words, tags],
-            dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=True, pack=COUNT,
+        return tl.inline_asm_elementwise(
+            _read_four(COUNT, DOT), _read_four_constraints(COUNT), [pointers.to(tl.int64), tags],
+            dtype=(tl.int32, tl.int32), is_pure=True, pack=COUNT,
         )  # fmt: skip
-        return (
-            w_0.to(tl.float32, bitcast=True),
-            w_1.to(tl.float32, bitcast=True),
-            w_2.to(tl.float32, bitcast=True),
-            w_3.to(tl.float32, bitcast=True),
-        )
     else:
         if MEET:
             _spin(pointers, t)
@@ -240,11 +282,27 @@ def _four_words(pointers, t, COUNT: tl.constexpr, MEET: tl.constexpr):
             _spin(pointers + 2, t)
             _spin(pointers + 3, t)
         return (
-            tl.load(pointers, cache_modifier=".cg"),
-            tl.load(pointers + 1, cache_modifier=".cg"),
-            tl.load(pointers + 2, cache_modifier=".cg"),
-            tl.load(pointers + 3, cache_modifier=".cg"),
+            _untagged(pointers, DOT) & 0xFFFF | _untagged(pointers + 1, DOT) << 16,
+            _untagged(pointers + 2, DOT) & 0xFFFF | _untagged(pointers + 3, DOT) << 16,
         )
+
+
+@inline
+def _halves(words):
+    if INTERPRETED:
+        return (words & 0xFFFF).to(tl.int16), (words >> 16).to(tl.int16)
+    else:
+        return tl.inline_asm_elementwise(
+            "mov.b32 {$0, $1}, $2;", "=h,=h,r", [words], dtype=(tl.int16, tl.int16), is_pure=True,
+            pack=1,
+        )  # fmt: skip
+
+
+@inline
+def _untagged(pointers, DOT: tl.constexpr):
+    """As the PTX above has it."""
+    h = tl.load(pointers, cache_modifier=".cg").to(tl.int32) & ~_TAGS
+    return tl.where(((h + _beyond_one(DOT)) & _TAGS) != 0, h | 0x7FFF, h)
 
 
 @inline

@@ -592,7 +592,7 @@ def _meeting(call, input, backward):
     of_tile = (
         (tile["BLOCK_K"] // tile["BLOCK_H"], slices, size)
         if backward
-        else (tile["BLOCK_K"] * tile["BLOCK_B"],)
+        else (tile["BLOCK_K"] * tile["BLOCK_B"] // 2,)
     )
     exchange = input.new_zeros(2, D, tiles, *of_tile, dtype=torch.float32)
     states = None

@@ -103,16 +103,17 @@ def side_by_side(monkeypatch, seed=0):
         while _stale(pointers, t):
             program.let_others(waits=True)
 
-    write = slices.write_words
+    def after_others(write):
+        def written(*args):
+            threading.current_thread().program.let_others(waits=False)
+            write(*args)
 
-    def write_words(*args):
-        threading.current_thread().program.let_others(waits=False)
-        write(*args)
+        return written
 
     monkeypatch.setattr(GridExecutor, "__init__", __init__)
     monkeypatch.setattr(slices, "_spin", spin)
-    for kernel in (sliced_forward, sliced_backward):
-        monkeypatch.setattr(kernel, "write_words", write_words)
+    for kernel, name in ((sliced_forward, "write_h"), (sliced_backward, "write_words")):
+        monkeypatch.setattr(kernel, name, after_others(getattr(slices, name)))
 
 
 def _stale(pointers, t):

@@ -12,6 +12,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+import triton.language as tl
 
 from lstm.kernels import slices
 from lstm.kernels.slices import tag
@@ -158,9 +159,15 @@ def search(programs, threads, steps, protocol):
     return len(seen)
 
 
+def tag_of_h(t):
+    """Of one bit."""
+    return Protocol().tag(t) % 2
+
+
+@pytest.mark.parametrize("of", [Protocol(), Protocol(tag=tag_of_h)], ids=["parts", "h"])
 @pytest.mark.parametrize(("programs", "threads", "steps"), [(2, 1, 8), (2, 2, 6), (3, 1, 6)])
-def test_every_step_reads_its_own_words_in_every_order(programs, threads, steps):
-    assert search(programs, threads, steps, Protocol()) > 100
+def test_every_step_reads_its_own_words_in_every_order(programs, threads, steps, of):
+    assert search(programs, threads, steps, of) > 100
 
 
 WRONG = {
@@ -179,12 +186,19 @@ def test_what_is_wrong_with_other_protocols_is_found(change, reason):
         search(2, 2, 4, Protocol(**change))
 
 
-def test_tags_differ_from_one_write_of_a_buffer_to_the_next():
-    tags = [Protocol().tag(t) for t in range(100)]
-    assert set(tags) == {0, 1, 2, 3} and tags[0] == 0
+@pytest.mark.parametrize("count", [4, 2])
+def test_tags_differ_from_one_write_of_a_buffer_to_the_next(count):
+    tags = [Protocol().tag(t) % count for t in range(100)]
+    assert set(tags) == set(range(count)) and tags[0] == 0
     assert all(tags[t] != tags[t + 2] for t in range(98))
     # In the first words of a launch it is not that of zeros.
     assert tags[1] and tags[2]
+
+
+BINARY = {
+    "or.b32": np.bitwise_or, "and.b32": np.bitwise_and, "xor.b32": np.bitwise_xor,
+    "add.u32": np.add, "shr.u32": np.right_shift, "mul.lo.u32": np.multiply,
+}  # fmt: skip
 
 
 class PTX:
@@ -192,12 +206,16 @@ class PTX:
 
     def __init__(self, text, registers, memory):
         self.registers, self.memory, self.reads, self.turns = dict(registers), memory, [], 0
-        body = text.split("again_${:uid}:")[1].rstrip(" }")
+        body = text.split("again_${:uid}:")[1].split(" all_${:uid}: }")[0].rstrip(" }")
         again = True
         while again:
             again = False
             self.turns += 1
             for line in filter(None, map(str.strip, body.split(";"))):
+                if line.startswith("@!p bra"):
+                    if self.registers["p"]:
+                        continue
+                    break
                 if line.startswith("@p bra"):
                     if self.registers["p"]:
                         self.memory = next(self.later)
@@ -223,8 +241,13 @@ class PTX:
             address = self.registers[register] + int(offset or 0)
             names = re.findall(r"[^,\s{}]+", into)
             assert len(names) == (4 if ".v4" in name else 1)
+            size = 2 if name.endswith("b16") else 4
             for n, register in enumerate(names):
-                self.registers[register] = self.memory[address + 4 * n]
+                self.registers[register] = self.memory[address + size * n]
+            return
+        if given[0].startswith("{"):
+            low, high = map(self.value, re.findall(r"[^,\s{}]+", given[0]))
+            self.registers[into] = low | high << 16
             return
         values = [self.value(operand) for operand in given]
         if name == "mov.b32":
@@ -232,9 +255,8 @@ class PTX:
         elif name == "lop3.b32":
             assert values[3] == 0xBE
             self.registers[into] = (values[0] ^ values[1]) | values[2]
-        elif name in ("or.b32", "and.b32"):
-            either = name == "or.b32"
-            self.registers[into] = values[0] | values[1] if either else values[0] & values[1]
+        elif name in BINARY:
+            self.registers[into] = BINARY[name](*values)
         elif name == "setp.ne.b32":
             self.registers[into] = values[0] != values[1]
         elif name == "add.f32":
@@ -271,15 +293,25 @@ def test_the_ptx_of_a_sum_waits_for_every_tag_and_adds_in_order(count):
     assert done.registers["$0"].view(np.float32) == np.float32(expected)
 
 
+# Numbers up to 1 in size, and what stands for a NaN, of either sign
+@pytest.mark.parametrize(
+    ("dtype", "numbers"),
+    [
+        (tl.float16, {0x0000: 0x0000, 0xBC00: 0xBC00, 0x3C00: 0x3C00, 0x3FFF: 0x7FFF}),
+        (tl.bfloat16, {0x8000: 0x8000, 0xBF80: 0xBF80, 0x3F80: 0x3F80, 0xBF81: 0xFFFF}),
+    ],
+)
 @pytest.mark.parametrize("count", [4, 8])
-def test_the_ptx_of_four_words_waits_for_every_tag_and_puts_each_in_its_place(count):
-    good = {
-        128 * j + 4 * q: np.uint32(1000 * j + 100 * q + 3) for j in range(count) for q in range(4)
-    }
-    stale = [good | {address: np.uint32(1)} for address in good]
-    pointers = {f"${4 * count + j}": 128 * j for j in range(count)}
+def test_the_ptx_of_four_numbers_waits_for_every_tag_and_takes_them_away(count, dtype, numbers):
+    addresses = [128 * j + 2 * q for j in range(count) for q in range(4)]
+    written = dict(zip(addresses, list(numbers) * count, strict=True))
+    good = {address: np.uint32(x | 0x4000) for address, x in written.items()}
+    stale = [good | {address: np.uint32(written[address])} for address in addresses]
+    pointers = {f"${2 * count + j}": 128 * j for j in range(count)}
     run = type("Run", (PTX,), {"later": iter([*stale[1:], good])})
-    done = run(text(slices._read_four, count), pointers | {f"${5 * count}": np.uint32(3)}, stale[0])
+    given = pointers | {f"${3 * count}": np.uint32(0x40004000)}
+    done = run(text(slices._read_four, count, dtype), given, stale[0])
     assert done.turns == 4 * count + 1
-    for j, q in product(range(count), range(4)):
-        assert done.registers[f"${q * count + j}"] == 1000 * j + 100 * q + 3
+    for j, pair in product(range(count), range(2)):
+        low, high = (numbers[written[128 * j + 4 * pair + n]] for n in (0, 2))
+        assert done.registers[f"${pair * count + j}"] == low | high << 16

@@ -132,7 +132,7 @@ def sliced(guarded, T=3, D=1, packed=None):
         "T": T,
         "B": B,
     }
-    exchange = guarded.full(torch.zeros(2, D, 3, SLICED_TILE["BLOCK_K"] * 8), torch.float32)
+    exchange = guarded.full(torch.zeros(2, D, 3, SLICED_TILE["BLOCK_K"] * 4), torch.float32)
     return given, Meeting(exchange, guarded.empty(2, D, 3, S, size, dtype=torch.float32), 0)
 
 

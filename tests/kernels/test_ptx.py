@@ -50,6 +50,12 @@ def test_programs_that_do_not_wait_for_each_other_read_what_is_not_there(emulate
     assert {name for name, error in errors.items() if not error <= 1} >= {"output", "grad_gates"}
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_slices_exchange_nan_and_one(dtype, emulated):
+    extremes = emulated["extremes"][dtype]
+    assert extremes == {"NaN": [False, True, False], "finite": [True, False, True], "most": 1.0}
+
+
 def test_a_tensor_one_number_short_is_found(emulated):
     (error,) = emulated["defects"]["short tensors"]
     assert error.startswith("out of bounds")

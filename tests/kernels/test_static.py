@@ -153,9 +153,7 @@ def test_every_kind_of_slice_is_compiled():
     kinds = {(c.kernel, *kind(c.hidden_size, c.dtype)) for c in compiled}
     wanted = {kind(size, dtype) for size in sizes for dtype in ITEMSIZE}
     assert kinds >= {(kernel, *k) for kernel in SLICED_KERNELS[:2] for k in wanted}
-    assert {(c.kernel, kind(c.hidden_size, c.dtype)[0]) for c in compiled} == set(
-        product(SLICED_KERNELS, (256, 512, 1024))
-    )
+    assert {c.kernel for c in compiled} == set(SLICED_KERNELS)
     assert {c.card for c in compiled} == set(CARDS)
     everything = [c for c in configurations(everything=True) if c.kernel in SLICED_KERNELS]
     assert (

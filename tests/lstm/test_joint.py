@@ -45,9 +45,8 @@ def test_two_layers(steps, dtype, device):
 
 
 # So many that they tell less often
-@pytest.mark.parametrize("steps", [64, 67])
-def test_two_layers_of_many_steps(steps, device):
-    assert_matches(joint(steps, 3, 3, 16, device=device))
+def test_two_layers_of_many_steps(device):
+    assert_matches(joint(67, 3, 3, 16, device=device))
 
 
 # Weights that a thread reads one at a time, two, four and eight; the largest
@@ -85,8 +84,7 @@ def test_gradients_from_a_part_of_the_results(reach, hx, device):
     assert_matches(joint(T, 5, 7, 20, device=device, reach=reach, hx=hx))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("num_layers", [2, 4])
+@pytest.mark.parametrize(("dtype", "num_layers"), [*zip(DTYPES, (2, 2, 4), strict=True)])
 def test_dropout_between_the_layers(dtype, num_layers, device):
     assert_matches(with_masks(joint(T, 5, 7, 20, dtype, device, num_layers=num_layers)))
 

@@ -261,11 +261,11 @@ def test_slices_that_take_turns_equal_a_launch_for_each_step_bitwise(
 def test_slices_with_a_wrong_tag_wait_forever(monkeypatch):
     case = make_case(2, 3, 5, 129)
     side_by_side(monkeypatch)
-    write = sliced_forward.write_words
+    write = sliced_forward.write_h
     # Once, the word of the step before
     wrong = iter([1])
     monkeypatch.setattr(
-        sliced_forward, "write_words", lambda p, x, t: write(p, x, t - 2 * next(wrong, 0))
+        sliced_forward, "write_h", lambda p, x, t: write(p, x, t - 2 * next(wrong, 0))
     )
     with pytest.raises(Exception, match="Stuck"):
         results(case, 8)
