@@ -38,7 +38,7 @@ def with_masks(case):
 
 
 # Steps that the layers tell of in whole parts, and one more
-@pytest.mark.parametrize("steps", [T, T + 1, T + 7])
+@pytest.mark.parametrize("steps", [T, T + 5])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_two_layers(steps, dtype, device):
     assert_matches(joint(steps, 5, 7, 20, dtype, device))
@@ -78,8 +78,7 @@ def test_without_biases_and_states(options, device):
     assert_matches(joint(T, 5, 7, 20, device=device, **options))
 
 
-@pytest.mark.parametrize("reach", ["output", "h_n", "c_n"])
-@pytest.mark.parametrize("hx", [False, True])
+@pytest.mark.parametrize(("reach", "hx"), [("output", True), ("h_n", False), ("c_n", False)])
 def test_gradients_from_a_part_of_the_results(reach, hx, device):
     assert_matches(joint(T, 5, 7, 20, device=device, reach=reach, hx=hx))
 
