@@ -158,8 +158,7 @@ class Configuration:
         if self.kernel in NARROW_KERNELS:
             block_b = int(self.kernel.split()[1])
         if self.kernel in JOINT_KERNELS:
-            tile = config.tile(self.hidden_size, 1, itemsize, block_b=4)
-            return {name: value for name, value in tile.items() if name != "EXACT"}
+            return config.joint_tile(config.tile(self.hidden_size, 1, itemsize, block_b=4))
         exact = self.kernel in EXACT_KERNELS
         return config.tile(self.hidden_size, 1, itemsize, exact=exact, block_b=block_b)
 

@@ -57,6 +57,11 @@ def tile(hidden_size, batch, itemsize, interpreted=False, exact=False, block_b=8
     }
 
 
+def joint_tile(tile):
+    """What a program of two layers at once works on: a `tile` of one slice, never EXACT."""
+    return {name: value for name, value in tile.items() if name != "EXACT"}
+
+
 def room(hidden_size, multiprocessors):
     """Programs of one slice that a card runs at once, each as fast as alone: a multiprocessor has
     four schedulers, for one warp each, and where a program has more warps, for one program.

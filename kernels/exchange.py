@@ -15,7 +15,16 @@ nothing is exchanged.
 import triton
 import triton.language as tl
 
-from .layout import INTERPRETED, fence, inline, order_gates, order_units, repeat, split_units
+from .layout import (
+    INTERPRETED,
+    fence,
+    inline,
+    order_gates,
+    order_units,
+    repeat,
+    split_units,
+    split_words,
+)
 
 
 @triton.constexpr_function
@@ -125,10 +134,7 @@ def to_operand(words, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, DOT: tl.cons
         x = tl.join(tl.join(w_0, w_1), tl.join(w_2, w_3))
         x = tl.reshape(x, (J, BLOCK_H // (4 * OWN), OWN // 8, BLOCK_H // 16, 8, 4, 2, 2))
         x = tl.permute(x, (3, 1, 2, 6, 5, 7, 0, 4))  # w, rest, v, half, c, pair, j, r
-        e_0, e_1 = tl.inline_asm_elementwise(
-            "mov.b32 {$0, $1}, $2;", "=h,=h,r", [x], dtype=(tl.int16, tl.int16), is_pure=True,
-            pack=1,
-        )  # fmt: skip
+        e_0, e_1 = split_words(x)
         x = tl.permute(tl.join(e_0, e_1), (0, 1, 2, 3, 4, 5, 8, 6, 7)).to(DOT, bitcast=True)
         return tl.reshape(x, (BLOCK_H // 16, BLOCK_H, 8 * J))
 
@@ -219,10 +225,7 @@ def to_gate_operand(w_0, w_1, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, DOT:
         # j, rest, v, v, w, r, c, gate
         x = tl.reshape(x, (J, BLOCK_H // 32, 2, 2, BLOCK_H // 16, 8, 4, 2))
         x = tl.permute(x, (4, 1, 2, 7, 6, 3, 0, 5))
-        e_0, e_1 = tl.inline_asm_elementwise(
-            "mov.b32 {$0, $1}, $2;", "=h,=h,r", [x], dtype=(tl.int16, tl.int16), is_pure=True,
-            pack=1,
-        )  # fmt: skip
+        e_0, e_1 = split_words(x)
         x = tl.permute(tl.join(e_0, e_1), (0, 1, 2, 3, 4, 5, 8, 6, 7)).to(DOT, bitcast=True)
         return tl.reshape(x, (BLOCK_H // 16, 2 * BLOCK_H, 8 * J))
 

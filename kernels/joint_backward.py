@@ -8,6 +8,7 @@ which it holds in registers as they hold W_hh^T, and writes the lower layer's gr
 import triton
 import triton.language as tl
 
+from . import config
 from .backward import exchange, gates_product, largest_gate, layer_backward, load_matrices
 from .exchange import gates_bytes, largest_bytes, read_largest, shared_memory, write_largest
 from .launching import launch
@@ -156,9 +157,8 @@ def lstm_joint_backward(
     it.
     """
     H = lower[1].shape[-1] // 4
-    numbers = {name: tile[name] for name in tile if name != "EXACT"}
     launch(
         lstm_joint_backward_kernel, (-(-B // tile["BLOCK_B"]), 3, 1),
         *lower, mask, *upper, grad_h_n, grad_c_n, resets, grad_h_0, grad_c_0, done,
-        layer, T, B, H, **numbers, launch_cooperative_grid=True,
+        layer, T, B, H, **config.joint_tile(tile), launch_cooperative_grid=True,
     )  # fmt: skip

@@ -158,9 +158,8 @@ def lstm_joint_forward(
     """
     H, tiles = c_n.shape[-1], -(-B // tile["BLOCK_B"])
     extra = 0 if lower[-1] is None else config.TRANSPOSERS
-    numbers = {name: tile[name] for name in tile if name != "EXACT"}
     launch(
         lstm_joint_forward_kernel, (tiles + extra, 3, 1),
         *lower, mask, weight_ih, *upper, h_0, c_0, resets, h_n, c_n, done,
-        layer, T, B, H, **numbers, launch_cooperative_grid=True,
+        layer, T, B, H, **config.joint_tile(tile), launch_cooperative_grid=True,
     )  # fmt: skip

@@ -347,6 +347,18 @@ def split_units(x):
 
 
 @inline
+def split_words(words):
+    """Two 16-bit numbers of each word, as int16."""
+    if INTERPRETED:
+        return (words & 0xFFFF).to(tl.int16), (words >> 16).to(tl.int16)
+    else:
+        return tl.inline_asm_elementwise(
+            "mov.b32 {$0, $1}, $2;", "=h,=h,r", [words], dtype=(tl.int16, tl.int16), is_pure=True,
+            pack=1,
+        )  # fmt: skip
+
+
+@inline
 def product(w, x, z=None):
     """W (num_warps, rows, K) @ x (K, N) or (num_warps, K, N), in float32: (num_warps, rows, N).
 

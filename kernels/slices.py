@@ -44,7 +44,7 @@ import triton.language as tl
 
 from . import config
 from .launching import launch
-from .layout import INTERPRETED, inline, product
+from .layout import INTERPRETED, inline, product, split_words
 
 # For debugging: how often a word is read in vain before its reader says so and goes on with what is
 # there; 0, which costs nothing, for ever.
@@ -257,7 +257,7 @@ def load_h(
     COUNT: tl.constexpr = min(8, 2 * J * BLOCK_K // (32 * PARTS))
     w_0, w_1 = _two_words(pointers, t, COUNT, MEET, DOT)
     x = tl.reshape(tl.join(w_0, w_1), (BLOCK_K // (32 * PARTS), J, 2, PARTS, 8, 4, 2))
-    e_0, e_1 = _halves(tl.permute(x, (3, 0, 2, 5, 6, 1, 4)))  # w rest v c pair j r
+    e_0, e_1 = split_words(tl.permute(x, (3, 0, 2, 5, 6, 1, 4)))  # w rest v c pair j r
     x = tl.permute(tl.join(e_0, e_1), (0, 1, 2, 3, 4, 7, 5, 6)).to(DOT, bitcast=True)
     return tl.reshape(x, (PARTS, BLOCK_K // PARTS, BLOCK_B))
 
@@ -285,17 +285,6 @@ def _two_words(pointers, t, COUNT: tl.constexpr, MEET: tl.constexpr, DOT: tl.con
             _untagged(pointers, DOT) & 0xFFFF | _untagged(pointers + 1, DOT) << 16,
             _untagged(pointers + 2, DOT) & 0xFFFF | _untagged(pointers + 3, DOT) << 16,
         )
-
-
-@inline
-def _halves(words):
-    if INTERPRETED:
-        return (words & 0xFFFF).to(tl.int16), (words >> 16).to(tl.int16)
-    else:
-        return tl.inline_asm_elementwise(
-            "mov.b32 {$0, $1}, $2;", "=h,=h,r", [words], dtype=(tl.int16, tl.int16), is_pure=True,
-            pack=1,
-        )  # fmt: skip
 
 
 @inline
@@ -390,10 +379,7 @@ def to_gates_operand(di, df, dg, do, buffers, step, PARTS: tl.constexpr):
         x = tl.join(tl.join(w_i, w_g), tl.join(w_f, w_o))
         x = tl.reshape(x, (J, 2, PARTS, 8, 4, 2, 2))
         x = tl.permute(x, (2, 5, 6, 4, 1, 0, 3))  # w gate gate c pair j r
-        e_0, e_1 = tl.inline_asm_elementwise(
-            "mov.b32 {$0, $1}, $2;", "=h,=h,r", [x], dtype=(tl.int16, tl.int16), is_pure=True,
-            pack=1,
-        )  # fmt: skip
+        e_0, e_1 = split_words(x)
         x = tl.permute(tl.join(e_0, e_1), (0, 1, 2, 3, 4, 7, 5, 6)).to(di.dtype, bitcast=True)
         return tl.reshape(x, (PARTS, 64, BLOCK_B))
 

@@ -178,7 +178,7 @@ def _plain_forward(call, input, weights):
         gates_ih = x.new_empty(T * B, 4 * H) if lower else F.linear(x, weight_ih)
         x = input.new_empty(T, B, H) if layer == L - 1 else input.new_empty(T * B, H)
         steps = input.new_empty((1 + 5 * T) * numbers)
-        weight_hh_t = input.new_empty(1 + layer % 2, H, 4 * H)
+        weight_hh_t = input.new_empty(_transposed(1, layer), H, 4 * H)
         saved += (steps, weight_hh_t, x)
         biases = bias_ih.contiguous(), bias_hh.contiguous()
         own = gates_ih, *biases, weight_hh.contiguous(), x, steps, weight_hh_t
