@@ -288,6 +288,7 @@ def compile_configuration(configuration: Configuration, target: GPUTarget | None
         "resets_ptr": "*u8",
         "exchange_ptr": "*fp32",
         "done_ptr": "*i32",
+        "grad_bias_ptr": "*fp32",
     }
     signature |= {name: own[name] for name in own if name in names}
     signature |= dict.fromkeys(constants, "constexpr")

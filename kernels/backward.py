@@ -5,8 +5,9 @@
         di, df, dg, do = k_i dc, k_f dc, k_g dc, k_o dh          (cell.py)
         dh, dc = W_hh^T (di, df, dg, do), f dc
 
-The kernel writes the gradients of the gates' sums, grad_gates; those of input, weights and biases
-are products of them with what forward had, one each over all T * B rows, which are the caller's.
+The kernel writes the gradients of the gates' sums, grad_gates; those of input and weights are
+products of them with what forward had, one each over all T * B rows, which are the caller's. Those
+of the biases are their sums, which each program has for its sequences before they leave it.
 As in forward the chain through dh bounds the kernel: W_hh^T stays in registers, and what a step
 needs from memory is read a step ahead or more, and made into factors a step ahead.
 """
@@ -31,6 +32,7 @@ from .exchange import (
 from .launching import launch
 from .layout import (
     INTERPRETED,
+    add_own,
     choose,
     clear,
     fence,
@@ -149,7 +151,7 @@ def load_matrices(
 def layer_backward(
     w_if, w_go, inverse, steps_ptr, weight_hh_t_ptr, grad_output_ptr, grad_h_n_ptr,
     grad_c_n_ptr, offsets_ptr, resets_ptr, grad_gates_ptr, grad_h_0_ptr, grad_c_0_ptr,
-    ready_ptr, there, done_ptr,
+    grad_bias_ptr, ready_ptr, there, done_ptr,
     tile, tiles, layer, T, B, H: tl.constexpr, D: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
@@ -178,6 +180,7 @@ def layer_backward(
     row = tile * BLOCK_B
     state = (layer.to(tl.int64) * D * B + row) * H
     saved = tile
+    summed = layer * D * tiles + tile
     step_z = B.to(tl.int64) * (4 * H)
     step_h = B.to(tl.int64) * (D * H)
     last = (T - 1).to(tl.int64)
@@ -195,6 +198,7 @@ def layer_backward(
             grad_output_ptr += reverse * H
         state += reverse * B * H
         saved += reverse * tiles
+        summed += reverse * tiles
         last -= reverse * last
     grad_gates_ptr += row * (4 * H)
     if offsets_ptr is None:
@@ -276,6 +280,9 @@ def layer_backward(
         write_largest(given, tables + TABLE)
         scale, inverse_s = power_of_two(tl.max(given, axis=0)[None, :] * ROOM)
     period = steps_of_layer(T)
+    LANES: tl.constexpr = min(4, BLOCK_B)
+    sum_i = tl.zeros((BLOCK_H, LANES), tl.float32)
+    sum_f, sum_g, sum_o = sum_i, sum_i, sum_i
     # The order in here is the compiler's hint: what nobody waits for stands below the exchange,
     # under whose product it then takes place.
     for s in range(0, T):
@@ -358,6 +365,12 @@ def layer_backward(
             dh = dh * (inverse * inverse_s)
         if LAGGED:
             scale, inverse_s = new_scale, new_inverse
+        if grad_bias_ptr is not None:
+            if offsets_ptr is not None:
+                done = lane >= count
+                di, df, dg, do = clear(done, di), clear(done, df), clear(done, dg), clear(done, do)
+            sum_i, sum_f = add_own(sum_i, di), add_own(sum_f, df)
+            sum_g, sum_o = add_own(sum_g, dg), add_own(sum_o, do)
         if resets_ptr is not None:
             dh, dc = clear(cut, dh), clear(cut, dc)
             cut = cut_1
@@ -391,6 +404,11 @@ def layer_backward(
         tl.store(grad_h_0_ptr + offs_state, from_tile(dh, dtype, mask), mask=mask)
     if grad_c_0_ptr is not None:
         tl.store(grad_c_0_ptr + offs_state, from_tile(dc, dtype, mask), mask=mask)
+    if grad_bias_ptr is not None:
+        unit, lane = tile_indices(BLOCK_H, LANES, H)
+        grad_bias_ptr += (summed.to(tl.int64) * LANES + lane) * (4 * H) + unit
+        there = unit < H
+        write_grad_gates(sum_i, sum_f, sum_g, sum_o, grad_bias_ptr, tl.float32, there, there, H)
     if done_ptr is not None:
         tl.debug_barrier()
         tell(done_ptr, T)
@@ -409,7 +427,7 @@ def layer_backward(
 def lstm_backward_kernel(
     steps_ptr, weight_hh_t_ptr, grad_output_ptr, grad_h_n_ptr, grad_c_n_ptr, offsets_ptr,
     resets_ptr,
-    grad_gates_ptr, grad_h_0_ptr, grad_c_0_ptr,
+    grad_gates_ptr, grad_h_0_ptr, grad_c_0_ptr, grad_bias_ptr,
     layer, T, B, H: tl.constexpr, D: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
@@ -418,28 +436,31 @@ def lstm_backward_kernel(
     Shapes: steps as lstm_forward_kernel wrote them; weight_hh_t (D, H, 4, H), W_hh
         transposed; grad_output (T, B, D, H); grad_h_n, grad_c_n, grad_h_0, grad_c_0 (layers D, B,
         H), of which number `layer` is meant; grad_gates (D, T, B, 4, H). All contiguous, in one
-        dtype. grad_output, grad_h_n and grad_c_n may be None, for zeros; grad_h_0 and grad_c_0
+        dtype. And, float32, grad_bias (layers, D, tiles, config.bias_parts(...), 4, H), of which
+        the sum over all parts of all tiles is meant.
+        grad_output, grad_h_n and grad_c_n may be None, for zeros; grad_h_0, grad_c_0 and grad_bias
         where they are not wanted; resets as forward has them.
         Packed: offsets as forward has them, else None, grad_output (rows, D, H), grad_gates (D,
         rows, 4, H).
     Numerics: dh, dc and the factors are float32; the gates' gradients are rounded to the operand
         dtype (operand.py) before W_hh^T reads them, if EXACT to float32's precision, and to their
-        own dtype where they are written.
+        own dtype where they are written. grad_bias is of what they were before.
     """
     layer_backward(
         None, None, None, steps_ptr, weight_hh_t_ptr, grad_output_ptr, grad_h_n_ptr, grad_c_n_ptr,
-        offsets_ptr, resets_ptr, grad_gates_ptr, grad_h_0_ptr, grad_c_0_ptr, None, None, None,
+        offsets_ptr, resets_ptr, grad_gates_ptr, grad_h_0_ptr, grad_c_0_ptr, grad_bias_ptr,
+        None, None, None,
         tl.program_id(0).to(tl.int64), tl.num_programs(0), layer, T, B, H, D,
         BLOCK_H, BLOCK_B, VEC, EXACT,
     )  # fmt: skip
 
 
 def lstm_backward(
-    steps, weight_hh_t, grad_output, grad_h_n, grad_c_n, grad_gates, grad_h_0, grad_c_0,
+    steps, weight_hh_t, grad_output, grad_h_n, grad_c_n, grad_gates, grad_h_0, grad_c_0, grad_bias,
     layer, D, T, B, tile, offsets=None, resets=None, meeting=None,
 ):  # fmt: skip
     """Launch lstm_backward_kernel, whose docstring has the shapes. tile: as forward had it;
-    meeting: of slices, else None.
+    meeting: of slices, whose grad_bias is the caller's, else None.
     """
     H = weight_hh_t.shape[-1] // 4
     if meeting is not None:
@@ -452,5 +473,5 @@ def lstm_backward(
     launch(
         lstm_backward_kernel, (-(-B // tile["BLOCK_B"]), D, 1),
         steps, weight_hh_t, grad_output, grad_h_n, grad_c_n, offsets, resets,
-        grad_gates, grad_h_0, grad_c_0, layer, T, B, H, D, **tile,
+        grad_gates, grad_h_0, grad_c_0, grad_bias, layer, T, B, H, D, **tile,
     )  # fmt: skip

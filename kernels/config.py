@@ -57,6 +57,13 @@ def tile(hidden_size, batch, itemsize, interpreted=False, exact=False, block_b=8
     }
 
 
+def bias_parts(tile):
+    """Parts of the sums over its sequences that a tile of one slice leaves: what threads have, a
+    part for each lane of layout.tile_indices. Slices have no registers left for them.
+    """
+    return min(4, tile["BLOCK_B"])
+
+
 def joint_tile(tile):
     """What a program of two layers at once works on: a `tile` of one slice, never EXACT."""
     return {name: value for name, value in tile.items() if name != "EXACT"}

@@ -110,7 +110,7 @@ def multiply_backward(
 def lstm_joint_backward_kernel(
     steps_ptr, weight_hh_t_ptr, grad_output_ptr, grad_gates_ptr,
     mask_ptr, steps_1_ptr, weight_hh_1_t_ptr, grad_output_1_ptr, grad_gates_1_ptr,
-    grad_h_n_ptr, grad_c_n_ptr, resets_ptr, grad_h_0_ptr, grad_c_0_ptr, done_ptr,
+    grad_h_n_ptr, grad_c_n_ptr, resets_ptr, grad_h_0_ptr, grad_c_0_ptr, grad_bias_ptr, done_ptr,
     layer, T, B, H: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
@@ -142,13 +142,14 @@ def lstm_joint_backward_kernel(
         w_if, w_go, inverse, tl.where(upper, steps_1_ptr, steps_ptr), None,
         tl.where(upper, grad_output_1_ptr, grad_output_ptr), grad_h_n_ptr, grad_c_n_ptr, None,
         resets_ptr, tl.where(upper, grad_gates_1_ptr, grad_gates_ptr), grad_h_0_ptr, grad_c_0_ptr,
+        grad_bias_ptr,
         done_ptr + tiles, tl.where(upper, T, 0), done_ptr + stage * tiles,
         tile, tiles, layer + upper.to(tl.int32), T, B, H, 1, BLOCK_H, BLOCK_B, VEC, False,
     )  # fmt: skip
 
 
 def lstm_joint_backward(
-    lower, upper, mask, grad_h_n, grad_c_n, grad_h_0, grad_c_0, done, layer, T, B, tile,
+    lower, upper, mask, grad_h_n, grad_c_n, grad_h_0, grad_c_0, grad_bias, done, layer, T, B, tile,
     resets=None,
 ):  # fmt: skip
     """Launch lstm_joint_backward_kernel, whose docstring has the shapes.
@@ -159,6 +160,6 @@ def lstm_joint_backward(
     H = lower[1].shape[-1] // 4
     launch(
         lstm_joint_backward_kernel, (-(-B // tile["BLOCK_B"]), 3, 1),
-        *lower, mask, *upper, grad_h_n, grad_c_n, resets, grad_h_0, grad_c_0, done,
+        *lower, mask, *upper, grad_h_n, grad_c_n, resets, grad_h_0, grad_c_0, grad_bias, done,
         layer, T, B, H, **config.joint_tile(tile), launch_cooperative_grid=True,
     )  # fmt: skip

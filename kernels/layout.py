@@ -311,6 +311,21 @@ def choose(flags, x, y):
 
 
 @inline
+def add_own(total, x):
+    """total, (BLOCK_H, lanes), plus a tile's sequences, those of a thread in one: nothing is asked
+    of another lane.
+    """
+    OWN: tl.constexpr = x.shape[1] // total.shape[1]
+    if OWN == 1:
+        return total + x
+    elif OWN == 2:
+        x_0, x_1 = tl.reshape(x, (total.shape[0], total.shape[1], OWN)).split()
+        return (total + x_0) + x_1
+    else:
+        return total + tl.sum(tl.reshape(x, (total.shape[0], total.shape[1], OWN)), axis=2)
+
+
+@inline
 def repeat(x):
     """A tile with each sequence so often that they are the eight columns of a product."""
     TIMES: tl.constexpr = max(1, 8 // x.shape[1])

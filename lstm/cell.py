@@ -6,7 +6,7 @@ from torch import nn
 from . import plan as plans
 from . import reference
 from .checks import alike, differentiable, two_tensors
-from .layer import contiguous, grad_biases
+from .layer import contiguous
 from .precision import compute_dtype, matmul_fp32_precision
 
 
@@ -176,8 +176,8 @@ def _backward(
         grads["weight_ih"] = grad_gates.t() @ input
     if needed["weight_hh"]:
         grads["weight_hh"] = torch.zeros_like(weight_hh) if h_0 is None else grad_gates.t() @ h_0
-    biases = "bias_ih", "bias_hh"
-    grads |= zip(biases, grad_biases(grad_gates, [needed[name] for name in biases]), strict=True)
+    # The same for both biases, but not the same numbers in memory, which callers may write to.
+    grads |= {name: grad_gates.sum(0) for name in ("bias_ih", "bias_hh") if needed[name]}
     return grads.values()
 
 

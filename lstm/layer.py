@@ -20,10 +20,9 @@ class Call(NamedTuple):
     L layers in D directions of H units; P numbers in h, H where it is not projected; bias: whether
     there are any; projected; size: weights of a layer's direction; precision: of float32 products,
     "tf32" or "ieee"; tile, as keyword arguments, joint, at_once, one_step: of lstm.Plan; grid:
-    tiles, and
-    slices if there are several; sliced: whether there are; numbers: that a step saves of each
-    state, of a direction; plain: whether `_PlainLSTM` can do it, not packed; packing: where packed
-    rows lie, else None.
+    tiles, and slices if there are several; sliced: whether there are; numbers: that a step saves of
+    each state, of a direction; bias_parts: of a bias's gradient, that backward leaves; plain:
+    whether `_PlainLSTM` can do it, not packed; packing: where packed rows lie, else None.
     """
 
     L: int
@@ -41,6 +40,7 @@ class Call(NamedTuple):
     grid: tuple
     sliced: bool
     numbers: int
+    bias_parts: int
     plain: bool
     packing: Packing | None = None
 
@@ -57,14 +57,17 @@ class Call(NamedTuple):
 def plan_call(plan, L, D, H, P, bias, B):
     """The Call of a lstm.Plan for so many sequences. P: 0 where it is not projected."""
     tile, projected = dict(plan.tile), P > 0
-    grid = (1,)
+    grid, parts = (1,), 0
     if not plan.one_step:
+        from .kernels import config
+
         tiles, slices = -(-B // tile["BLOCK_B"]), -(-H // tile["BLOCK_H"])
         grid = (tiles, slices) if "PARTS" in tile else (tiles,)
+        parts = 1 if "PARTS" in tile else tiles * config.bias_parts(tile)
     return Call(
         L, D, H, P or H, bias, projected, 2 + 2 * bias + projected, plan.precision, tile,
         plan.joint, plan.at_once, plan.one_step, grid, len(grid) > 1,
-        math.prod(grid) * tile["BLOCK_H"] * tile["BLOCK_B"],
+        math.prod(grid) * tile["BLOCK_H"] * tile["BLOCK_B"], parts,
         D == 1 and bias and not projected and len(grid) == 1,
     )  # fmt: skip
 
@@ -203,6 +206,7 @@ def _plain_backward(call, grads, input, saved, weights, needs):
     if grad_h_n is not None or grad_c_n is not None:
         grad_h_n, grad_c_n = contiguous(grad_h_n), contiguous(grad_c_n)
     h, grad_weights, dz_lower = saved[-1].view(T * B, H), [None] * len(weights), None
+    bias_parts = _bias_parts(call, input, needs)
     for layer in range(L - 1, -1, -1):
         x, *own = saved[3 * layer : 3 * layer + 3]
         at = 4 * layer
@@ -212,29 +216,29 @@ def _plain_backward(call, grads, input, saved, weights, needs):
         elif call.joint and layer % 2 and below:
             dz_lower, dz = _joint_backward(
                 call, saved[at - layer - 2 : at - layer], own, None, grad, grad_h_n, grad_c_n,
-                None, None, layer - 1, T, B,
+                None, None, bias_parts, layer - 1, T, B,
             )  # fmt: skip
         else:
             dz = input.new_empty(T * B, 4 * H)
             kernels().backward.lstm_backward(
-                *own, grad, grad_h_n, grad_c_n, dz, None, None, layer, 1, T, B, tile
+                *own, grad, grad_h_n, grad_c_n, dz, None, None, bias_parts, layer, 1, T, B, tile
             )
-        needs_ih, needs_hh, *needs_biases = needs[at : at + 4]
-        grad_weights[at : at + 4] = (
+        needs_ih, needs_hh = needs[at : at + 2]
+        grad_weights[at : at + 2] = (
             dz.t() @ x if needs_ih else None,
             dz[B:].t() @ h[:-B] if needs_hh else None,
-            *grad_biases(dz, needs_biases),
         )
         if not below:
             break
         # Of two layers at once the kernel has multiplied for the lower.
         grad, h = dz @ weights[at] if dz_lower is None else None, x
+    _sum_biases(call, bias_parts, needs, grad_weights, input.dtype)
     return None, grad.view(T, B, I) if needs_input else None, *grad_weights
 
 
 def _joint_backward(
-    call, lower, upper, mask, grad_output, grad_h_n, grad_c_n, grad_h_0, grad_c_0, layer, T, B,
-    resets=None,
+    call, lower, upper, mask, grad_output, grad_h_n, grad_c_n, grad_h_0, grad_c_0, bias_parts,
+    layer, T, B, resets=None,
 ):  # fmt: skip
     """Gradients of the gates' sums of two layers, `layer` and the next, at once. lower, upper:
     steps and weight_hh_t of each; grad_output: of the upper, None for zeros.
@@ -244,9 +248,30 @@ def _joint_backward(
     grad_upper = steps.new_zeros(T * B, H) if grad_output is None else grad_output
     kernels().joint_backward.lstm_joint_backward(
         (*lower, grad_lower, dz_lower), (*upper, grad_upper, dz_upper), mask, grad_h_n, grad_c_n,
-        grad_h_0, grad_c_0, _none_done(call, steps), layer, T, B, call.tile, resets,
+        grad_h_0, grad_c_0, bias_parts, _none_done(call, steps), layer, T, B, call.tile, resets,
     )  # fmt: skip
     return dz_lower, dz_upper
+
+
+def _bias_parts(call, input, needs):
+    """For the parts of the biases' gradients, (L D, parts, 4H); None where none is needed. needs:
+    of all weights, flat.
+    """
+    if call.bias and (True in needs[2 :: call.size] or True in needs[3 :: call.size]):
+        return input.new_empty(call.L * call.D, call.bias_parts, 4 * call.H, dtype=SUMS)
+    return None
+
+
+def _sum_biases(call, bias_parts, needs, grad_weights, dtype):
+    """The biases' gradients, those needed, into the flat list of all weights' gradients."""
+    if bias_parts is None:
+        return
+    # The same for both biases, but not the same numbers in memory, which callers may write to.
+    of_ih, of_hh = bias_parts.expand(2, -1, -1, -1).sum(2).to(dtype)
+    grad_weights[2 :: call.size], grad_weights[3 :: call.size] = of_ih.unbind(), of_hh.unbind()
+    if False in needs:
+        pairs = zip(grad_weights, needs, strict=True)
+        grad_weights[:] = [grad if need else None for grad, need in pairs]
 
 
 def _none_done(call, like):
@@ -256,6 +281,8 @@ def _none_done(call, like):
 
 # What `forward` leaves for `backward`, of each layer
 SAVED = 4
+# Dtype in which the kernels sum the biases' gradients
+SUMS = torch.float32
 
 
 def _differentiable_backward(call, inputs, needs, grads, masks=None, resets=None):
@@ -403,6 +430,7 @@ def _backward(call, grads, masks, resets, saved, input, h_0, c_0, weights, needs
     grad_h_0 = input.new_empty(L * D, B, P) if needs_h_0 else None
     grad_c_0 = input.new_empty(L * D, B, H) if needs_c_0 else None
     grad_weights = [None] * len(weights)
+    bias_parts = _bias_parts(call, input, needs_weights)
     dz_lower = None
     for layer in reversed(range(L)):
         directions, first = call.weights(weights, layer), layer * D
@@ -433,18 +461,22 @@ def _backward(call, grads, masks, resets, saved, input, h_0, c_0, weights, needs
             mask = contiguous(masks[layer - 1]) if masks else None
             dz_lower, grad_gates = _joint_backward(
                 call, saved[layer * SAVED - 2 : layer * SAVED], (steps, weight_hh_t), mask,
-                _aligned(grad_hidden), grad_h_n, grad_c_n, grad_h_0, grad_c_0, layer - 1, T, B,
-                flags,
+                _aligned(grad_hidden), grad_h_n, grad_c_n, grad_h_0, grad_c_0, bias_parts,
+                layer - 1, T, B, flags,
             )  # fmt: skip
         else:
             grad_gates = input.new_empty(D * math.prod(rows), 4 * H)
             kernels().backward.lstm_backward(
                 steps, weight_hh_t, _aligned(grad_hidden), None if projected else grad_h_n,
                 grad_c_n, grad_gates, None if projected or call.sliced else grad_h_0, grad_c_0,
-                layer, D, T, B, call.tile, packing and packing.offsets, flags,
+                None if call.sliced else bias_parts, layer, D, T, B, call.tile,
+                packing and packing.offsets, flags,
                 _meeting(call, input, backward=True) if call.sliced else None,
             )  # fmt: skip
         grad_gates = (grad_gates,) if D == 1 else grad_gates.chunk(2)
+        if call.sliced and bias_parts is not None:
+            for n in range(D):
+                torch.sum(grad_gates[n], 0, dtype=SUMS, out=bias_parts[first + n, 0])
         if (projected or call.sliced) and needs_h_0:
             for n, of_direction in enumerate(directions):
                 dz = _at_end(grad_gates[n], n, B, packing)
@@ -473,6 +505,7 @@ def _backward(call, grads, masks, resets, saved, input, h_0, c_0, weights, needs
             grad_output = grad_output.view(*rows, -1)
             if masks and layer > 0:
                 grad_output = grad_output * masks[layer - 1]
+    _sum_biases(call, bias_parts, needs_weights, grad_weights, input.dtype)
     if resets is not None:
         for x in (grad_h_0, grad_c_0):
             _cut_first(x, resets, D, in_place=True)
@@ -508,13 +541,14 @@ def _gates_ih(x, directions):
 def _grad_weights(
     weights, grad_gates, x, hidden, B, h_0, grad_output, reverse, packing, resets, needs
 ):  # fmt: skip
-    """Gradients of one direction's weights, for those needed. All have a row for each step of each
-    sequence: grad_gates (rows, 4H), x (rows, I), hidden (rows, H), grad_output (rows, P) or None.
+    """Gradients of one direction's weights, for those needed, without its biases'. All have a row
+    for each step of each sequence: grad_gates (rows, 4H), x (rows, I), hidden (rows, H),
+    grad_output (rows, P) or None.
     """
     weight_hh, weight_hr = weights.weight_hh, weights.weight_hr
-    needs_ih, needs_hh, *needs_bias = needs
+    needs_ih, needs_hh, *_ = needs
     grad_hh = grad_hr = None
-    needs_hr = needs_bias.pop() if weight_hr is not None else False
+    needs_hr = needs[-1] if weight_hr is not None else False
     if needs_hh or needs_hr:
         initial = None if weight_hr is not None else h_0
         grad_hh = _grad_recurrent(grad_gates, hidden, initial, B, reverse, packing, resets)
@@ -526,19 +560,11 @@ def _grad_weights(
             grad_hh = grad_hh @ weight_hr.t()
             if h_0 is not None:
                 grad_hh.addmm_(_at_end(grad_gates, reverse, B, packing).t(), h_0)
-    grads = [grad_gates.t() @ x if needs_ih else None, grad_hh if needs_hh else None]
-    grads += grad_biases(grad_gates, needs_bias)
-    return grads if weight_hr is None else [*grads, grad_hr]
-
-
-def grad_biases(grad_gates, needs):
-    """Gradients of bias_ih and bias_hh, for those needed; [] if there are none. grad_gates: (rows,
-    4H).
-    """
-    if needs == [True, True]:
-        # The same for both, but not the same numbers in memory, which callers may write to.
-        return grad_gates.expand(2, -1, -1).sum(1).unbind()
-    return [grad_gates.sum(0) if need else None for need in needs]
+    grads = [None] * len(needs)
+    grads[:2] = grad_gates.t() @ x if needs_ih else None, grad_hh if needs_hh else None
+    if weight_hr is not None:
+        grads[-1] = grad_hr
+    return grads
 
 
 def _grad_recurrent(grad_gates, h, h_0, B, reverse, packing, resets):

@@ -182,11 +182,16 @@ def _reserve(input, weights, count, D, precision, device=None):
 
 def _apart(tensors):
     """The tensors, copied where they share memory, which what an operator returns must not."""
-    seen, apart = set(), []
-    for x in tensors:
+    apart, seen, shared = list(tensors), set(), []
+    for n, x in enumerate(tensors):
         memory = x.untyped_storage().data_ptr()
-        apart.append(x.clone() if memory in seen else x)
+        if memory in seen:
+            shared.append(n)
         seen.add(memory)
+    if shared:
+        # All of them in one launch
+        for n, x in zip(shared, torch._foreach_mul([apart[n] for n in shared], 1), strict=True):
+            apart[n] = x
     return apart
 
 

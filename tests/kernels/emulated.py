@@ -252,9 +252,12 @@ def run_case(case, change=None, short=0):
     grad_gates = empty(D, *rows, 4, H)
     grad_h_0 = None if h_0 is None else shifted(empty(D, B, H))
     grad_c_0 = None if c_0 is None else shifted(empty(D, B, H))
+    grad_bias = None
+    if case.bias and not sliced:
+        grad_bias = torch.full((D, tiles * config.bias_parts(tile), 4 * H), torch.nan)
     backward.lstm_backward(
         steps, weight_hh_t, upstream[0], *map(shifted, upstream[1:]),
-        grad_gates, grad_h_0, grad_c_0, 0, D, T, B, tile, packing, resets,
+        grad_gates, grad_h_0, grad_c_0, grad_bias, 0, D, T, B, tile, packing, resets,
         meeting(tile["BLOCK_K"] // tile["BLOCK_H"] * S * size) if sliced else None,
     )  # fmt: skip
     upstream[0] = upstream[0].flatten(-2)
@@ -273,6 +276,8 @@ def run_case(case, change=None, short=0):
         errors["grad_gates"] = max(reference.relative_error(*pair) for pair in each)
     else:
         errors["grad_gates"] = reference.relative_error(grad_gates.flatten(), x.grad.flatten())
+    if grad_bias is not None:
+        errors["grad_bias"] = reference.relative_error(grad_bias.sum(1), x.grad.sum(1))
     for name, actual, exact in [("h_0", grad_h_0, exact_h_0), ("c_0", grad_c_0, exact_c_0)]:
         if actual is not None:
             errors[f"grad_{name}"] = reference.relative_error(actual, exact.grad)
@@ -349,9 +354,11 @@ def run_joint_case(case, change=None, short=0):
     upstream = [full(T, B, H), *(full(2, B, H) if case.states else None for _ in range(2))]
     grad_lower, dz_lower, dz_upper = empty(T, B, H), empty(T, B, 4 * H), empty(T, B, 4 * H)
     grads_0 = [shifted(empty(2, B, H)) if case.states else None for _ in range(2)]
+    parts = tiles * config.bias_parts(tile)
+    grad_bias = torch.full((2, parts, 4 * H), torch.nan) if case.bias else None
     joint_backward.lstm_joint_backward(
         (*lower[-2:], grad_lower, dz_lower), (*upper[-2:], upstream[0], dz_upper), mask,
-        *map(shifted, upstream[1:]), *grads_0, none_done(), 0, T, B, tile, resets,
+        *map(shifted, upstream[1:]), *grads_0, grad_bias, none_done(), 0, T, B, tile, resets,
     )  # fmt: skip
     given = [(y, g) for y, g in zip(truth, upstream, strict=True) if g is not None]
     sum((y * g.double()).sum() for y, g in given).backward()
@@ -362,6 +369,9 @@ def run_joint_case(case, change=None, short=0):
     if case.states:
         grad_weight += dz_upper[0].double().t() @ h_0[1].double()
     errors["grad_weight_hh"] = reference.relative_error(grad_weight, weights[1][1].grad)
+    for layer in range(2) if case.bias else ():
+        exact_bias = weights[layer][2].grad
+        errors[f"grad_bias_{layer}"] = reference.relative_error(grad_bias[layer].sum(0), exact_bias)
     for name, actual, exact in zip(("h_0", "c_0"), grads_0, (exact_h_0, exact_c_0), strict=True):
         if actual is not None:
             errors[f"grad_{name}"] = reference.relative_error(actual, exact.grad)

@@ -14,7 +14,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 B, H = 17, 20  # three programs, ragged; padded units
 TILE = tile(H, B, 2, interpreted()) | {"BLOCK_B": 8}
 SIZE = TILE["BLOCK_H"] * 8
-RESULTS = ["grad_gates", "grad_h_0", "grad_c_0"]
+RESULTS = ["grad_gates", "grad_h_0", "grad_c_0", "grad_bias"]
 
 
 def arguments(guarded, T=3, D=1, offsets=None):
@@ -41,6 +41,7 @@ def arguments(guarded, T=3, D=1, offsets=None):
         "grad_gates": guarded.empty(D, *rows, 4, H),
         "grad_h_0": guarded.empty(D, B, H),
         "grad_c_0": guarded.empty(D, B, H),
+        "grad_bias": guarded.empty(D, 3 * 4, 4, H, dtype=torch.float32),
         "layer": 0,
         "D": D,
         "T": T,
@@ -49,7 +50,9 @@ def arguments(guarded, T=3, D=1, offsets=None):
 
 
 def fresh(guarded, given):
-    return given | {name: guarded.empty(*given[name].shape) for name in RESULTS}
+    return given | {
+        name: guarded.empty(*given[name].shape, dtype=given[name].dtype) for name in RESULTS
+    }
 
 
 # One step and two: what is read ahead ends before it begins.
@@ -95,11 +98,11 @@ def test_no_upstream_gradient_is_zeros(name, dtype, device, monkeypatch):
     assert guarded.intact()
 
 
-def test_gradients_of_states_that_nobody_wants(device, monkeypatch):
+def test_gradients_that_nobody_wants(device, monkeypatch):
     guarded = Guarded(device, torch.float32, monkeypatch)
     wanted = arguments(guarded)
     lstm_backward(*wanted.values(), TILE)
-    for unwanted in (["grad_h_0"], ["grad_c_0"], ["grad_h_0", "grad_c_0"]):
+    for unwanted in (["grad_h_0"], ["grad_c_0"], ["grad_h_0", "grad_c_0", "grad_bias"]):
         others = fresh(guarded, wanted) | dict.fromkeys(unwanted)
         lstm_backward(*others.values(), TILE)
         for result in set(RESULTS) - set(unwanted):
@@ -121,7 +124,7 @@ def test_sliced_reads_and_writes_stay_within_the_tensors(T, D, packed, device, m
         given["steps"], guarded.full(given["weight_hh"].flatten(1, 2).mT),
         guarded.full(torch.randn(*rows, D, SLICED_H)), guarded.full(torch.randn(D, B, SLICED_H)),
         guarded.full(torch.randn(D, B, SLICED_H)), guarded.empty(D, *rows, 4, SLICED_H), None,
-        guarded.empty(D, B, SLICED_H), 0, D, T, B, SLICED_TILE, offsets,
+        guarded.empty(D, B, SLICED_H), None, 0, D, T, B, SLICED_TILE, offsets,
         guarded.flags(rows[0] if packed else T * B),
         meeting._replace(
             exchange=guarded.full(torch.zeros(2, D, 3, owners, S, size), torch.float32),
@@ -148,9 +151,10 @@ def test_offsets_beyond_32_bits(monkeypatch):
         "grad_gates": (1, 2, few, 4, H),
         "grad_h_0": (1, few, H),
         "grad_c_0": (1, few, H),
+        "grad_bias": (1, 4, 4, H),
     }
     batches = dict.fromkeys(sizes, (1, 1)) | {
-        "steps": (1, 8), "weight_hh_t": None, "grad_gates": (2, 1)
+        "steps": (1, 8), "weight_hh_t": None, "grad_gates": (2, 1), "grad_bias": (1, 2)
     }  # fmt: skip
     near, far, last = far_pair(sizes, batches, few, many)
     lstm_backward(*near.values(), 0, 1, 2, few, tile(H, few, 2, True))

@@ -75,9 +75,10 @@ def sequence_calls():
                 )  # fmt: skip
                 if saved:
                     grad = tensor(T, B, D, H, offset=offset)
+                    sums = tensor(D, 4 * H, dtype=torch.float32) if bias else None
                     yield from captured(
                         backward.lstm_backward, steps, transposed, grad, *states, gates, *states,
-                        0, D, T, B, tile, offsets, cuts,
+                        sums, 0, D, T, B, tile, offsets, cuts,
                     )  # fmt: skip
 
 
@@ -113,9 +114,10 @@ def joint_calls():
         )  # fmt: skip
         if saved:
             layer = *kept, x, x
+            sums = torch.zeros(2, 4 * H) if bias else None
             yield from captured(
                 joint_backward.lstm_joint_backward, layer, layer, mask, state, None, None, state,
-                done, 0, 16, 3, tile,
+                sums, done, 0, 16, 3, tile,
             )  # fmt: skip
 
 

@@ -54,11 +54,11 @@ def training_step(module, x, grad):
     return torch.autograd.grad(output, list(module.parameters()), grad)
 
 
-# Forward: the product of the input and the kernel; backward: the kernel, both weight gradients and
-# the biases', and from layer to layer the gradient of the input. Two layers at once have zeros to
-# count from, and no product between them.
+# Forward: the product of the input and the kernel; backward: the kernel and both weight gradients,
+# and from layer to layer the gradient of the input; of all layers one sum for the biases. Two
+# layers at once have zeros to count from, and no product between them.
 @pytest.mark.parametrize(
-    ("layers", "T", "most"), [(1, 28, 6), (2, 28, 11), (3, 28, 18), (4, 28, 23), (2, 15, 13)]
+    ("layers", "T", "most"), [(1, 28, 6), (2, 28, 10), (3, 28, 16), (4, 28, 20), (2, 15, 12)]
 )
 def test_launches_of_a_training_step(layers, T, most, device, monkeypatch):
     module, x = LSTM(28, 128, layers, device=device), make_input(T, 100, 28, device=device)
@@ -106,7 +106,7 @@ def lines_of(function):
 
 
 # Host time is what bounds a small LSTM. Clocks are for bench/host.py; lines can be counted.
-@pytest.mark.parametrize(("layers", "T", "most"), [(1, 2, 170), (2, 2, 230), (2, 16, 245)])
+@pytest.mark.parametrize(("layers", "T", "most"), [(1, 2, 175), (2, 2, 232), (2, 16, 245)])
 def test_lines_of_a_training_step(layers, T, most, monkeypatch):
     if torch.cuda.is_available():
         pytest.skip("a GPU's backward runs in another thread, whose lines are not counted")

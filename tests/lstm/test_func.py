@@ -221,7 +221,7 @@ class Launches:
 
     def backward(
         self, steps, weight_hh_t, grad_output, grad_h_n, grad_c_n, grad_gates, grad_h_0, grad_c_0,
-        layer, D, T, B, tile, offsets=None, resets=None, meeting=None,
+        grad_bias, layer, D, T, B, tile, offsets=None, resets=None, meeting=None,
     ):  # fmt: skip
         of_layer = slice(layer * D, (layer + 1) * D)
         function, fed = self.saved[steps.data_ptr()]
@@ -238,11 +238,16 @@ class Launches:
         gradients = torch.autograd.grad((output, h_n, c_n), [x for x, _ in wanted], grads)
         for (_, out), gradient in zip(wanted, gradients, strict=True):
             out.copy_(gradient.reshape(out.shape))
+        if grad_bias is not None:
+            # A part a tile, of which the sum counts
+            grad_bias[of_layer] = 0
+            grad_bias[of_layer][:, -1] = grad_gates.view(D, -1, grad_bias.shape[-1]).sum(1)
 
 
 @pytest.fixture
 def in_float64(monkeypatch):
     stand_ins = Launches()
+    monkeypatch.setattr(layer, "SUMS", torch.float64)
     monkeypatch.setattr(layer.kernels().forward, "lstm_forward", stand_ins.forward)
     monkeypatch.setattr(layer.kernels().backward, "lstm_backward", stand_ins.backward)
 
