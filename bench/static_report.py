@@ -58,7 +58,7 @@ KERNELS = {
     "forward, 2 sequences": (lstm_forward_kernel, 1, ("offsets_ptr",)),
     "backward, 2 sequences": (lstm_backward_kernel, 1, ("offsets_ptr",)),
     "forward, exact": (lstm_forward_kernel, 1, ("offsets_ptr",)),
-    "backward, exact": (lstm_backward_kernel, 1, ("offsets_ptr",)),
+    "backward, exact": (lstm_backward_kernel, 1, ("offsets_ptr", "grad_bias_ptr")),
     "forward, joint": (lstm_joint_forward_kernel, 1, ("mask_ptr",)),
     "backward, joint": (lstm_joint_backward_kernel, 1, ("mask_ptr",)),
     "forward, sliced": (lstm_sliced_forward_kernel, 1, ("offsets_ptr",)),

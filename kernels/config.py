@@ -59,9 +59,9 @@ def tile(hidden_size, batch, itemsize, interpreted=False, exact=False, block_b=8
 
 def bias_parts(tile):
     """Parts of the sums over its sequences that a tile of one slice leaves: what threads have, a
-    part for each lane of layout.tile_indices. Slices have no registers left for them.
+    part for each lane of layout.tile_indices. 0: EXACT and slices have no registers left for them.
     """
-    return min(4, tile["BLOCK_B"])
+    return 0 if tile.get("EXACT", "PARTS" in tile) else min(4, tile["BLOCK_B"])
 
 
 def joint_tile(tile):

@@ -63,12 +63,12 @@ def plan_call(plan, L, D, H, P, bias, B):
 
         tiles, slices = -(-B // tile["BLOCK_B"]), -(-H // tile["BLOCK_H"])
         grid = (tiles, slices) if "PARTS" in tile else (tiles,)
-        parts = 1 if "PARTS" in tile else tiles * config.bias_parts(tile)
+        parts = tiles * config.bias_parts(tile)
     return Call(
         L, D, H, P or H, bias, projected, 2 + 2 * bias + projected, plan.precision, tile,
         plan.joint, plan.at_once, plan.one_step, grid, len(grid) > 1,
         math.prod(grid) * tile["BLOCK_H"] * tile["BLOCK_B"], parts,
-        D == 1 and bias and not projected and len(grid) == 1,
+        D == 1 and bias and not projected and parts > 0,
     )  # fmt: skip
 
 
@@ -258,7 +258,7 @@ def _bias_parts(call, input, needs):
     of all weights, flat.
     """
     if call.bias and (True in needs[2 :: call.size] or True in needs[3 :: call.size]):
-        return input.new_empty(call.L * call.D, call.bias_parts, 4 * call.H, dtype=SUMS)
+        return input.new_empty(call.L * call.D, max(1, call.bias_parts), 4 * call.H, dtype=SUMS)
     return None
 
 
@@ -469,12 +469,12 @@ def _backward(call, grads, masks, resets, saved, input, h_0, c_0, weights, needs
             kernels().backward.lstm_backward(
                 steps, weight_hh_t, _aligned(grad_hidden), None if projected else grad_h_n,
                 grad_c_n, grad_gates, None if projected or call.sliced else grad_h_0, grad_c_0,
-                None if call.sliced else bias_parts, layer, D, T, B, call.tile,
+                bias_parts if call.bias_parts else None, layer, D, T, B, call.tile,
                 packing and packing.offsets, flags,
                 _meeting(call, input, backward=True) if call.sliced else None,
             )  # fmt: skip
         grad_gates = (grad_gates,) if D == 1 else grad_gates.chunk(2)
-        if call.sliced and bias_parts is not None:
+        if call.bias_parts == 0 and bias_parts is not None:
             for n in range(D):
                 torch.sum(grad_gates[n], 0, dtype=SUMS, out=bias_parts[first + n, 0])
         if (projected or call.sliced) and needs_h_0:

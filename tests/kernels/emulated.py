@@ -253,8 +253,8 @@ def run_case(case, change=None, short=0):
     grad_h_0 = None if h_0 is None else shifted(empty(D, B, H))
     grad_c_0 = None if c_0 is None else shifted(empty(D, B, H))
     grad_bias = None
-    if case.bias and not sliced:
-        grad_bias = torch.full((D, tiles * config.bias_parts(tile), 4 * H), torch.nan)
+    if case.bias and (parts := tiles * config.bias_parts(tile)):
+        grad_bias = torch.full((D, parts, 4 * H), torch.nan)
     backward.lstm_backward(
         steps, weight_hh_t, upstream[0], *map(shifted, upstream[1:]),
         grad_gates, grad_h_0, grad_c_0, grad_bias, 0, D, T, B, tile, packing, resets,
