@@ -180,7 +180,7 @@ def layer_backward(
     row = tile * BLOCK_B
     state = (layer.to(tl.int64) * D * B + row) * H
     saved = tile
-    summed = layer * D * tiles + tile
+    summed = layer.to(tl.int64) * D * tiles + tile
     step_z = B.to(tl.int64) * (4 * H)
     step_h = B.to(tl.int64) * (D * H)
     last = (T - 1).to(tl.int64)
@@ -406,7 +406,7 @@ def layer_backward(
         tl.store(grad_c_0_ptr + offs_state, from_tile(dc, dtype, mask), mask=mask)
     if grad_bias_ptr is not None:
         unit, lane = tile_indices(BLOCK_H, LANES, H)
-        grad_bias_ptr += (summed.to(tl.int64) * LANES + lane) * (4 * H) + unit
+        grad_bias_ptr += (summed * LANES + lane) * (4 * H) + unit
         there = unit < H
         write_grad_gates(sum_i, sum_f, sum_g, sum_o, grad_bias_ptr, tl.float32, there, there, H)
     if done_ptr is not None:
@@ -436,8 +436,8 @@ def lstm_backward_kernel(
     Shapes: steps as lstm_forward_kernel wrote them; weight_hh_t (D, H, 4, H), W_hh
         transposed; grad_output (T, B, D, H); grad_h_n, grad_c_n, grad_h_0, grad_c_0 (layers D, B,
         H), of which number `layer` is meant; grad_gates (D, T, B, 4, H). All contiguous, in one
-        dtype. And, float32, grad_bias (layers, D, tiles, config.bias_parts(...), 4, H), of which
-        the sum over all parts of all tiles is meant.
+        dtype. And, float32, grad_bias (layers, D, tiles, config.bias_parts(...), 4, H), to be
+        summed over all tiles and parts.
         grad_output, grad_h_n and grad_c_n may be None, for zeros; grad_h_0, grad_c_0 and grad_bias
         where they are not wanted; resets as forward has them.
         Packed: offsets as forward has them, else None, grad_output (rows, D, H), grad_gates (D,
@@ -460,7 +460,7 @@ def lstm_backward(
     layer, D, T, B, tile, offsets=None, resets=None, meeting=None,
 ):  # fmt: skip
     """Launch lstm_backward_kernel, whose docstring has the shapes. tile: as forward had it;
-    meeting: of slices, whose grad_bias is the caller's, else None.
+    meeting: of slices, else None. Of slices grad_bias is not looked at.
     """
     H = weight_hh_t.shape[-1] // 4
     if meeting is not None:

@@ -58,10 +58,12 @@ def tile(hidden_size, batch, itemsize, interpreted=False, exact=False, block_b=8
 
 
 def bias_parts(tile):
-    """Parts of the sums over its sequences that a tile of one slice leaves: what threads have, a
-    part for each lane of layout.tile_indices. 0: EXACT and slices have no registers left for them.
+    """Parts of the biases' gradients that backward leaves of a tile: what threads have, a part for
+    each lane of layout.tile_indices. None of slices and of EXACT, which have no registers for them.
     """
-    return 0 if tile.get("EXACT", "PARTS" in tile) else min(4, tile["BLOCK_B"])
+    if "PARTS" in tile or tile["EXACT"]:
+        return 0
+    return min(4, tile["BLOCK_B"])
 
 
 def joint_tile(tile):

@@ -176,8 +176,10 @@ def _backward(
         grads["weight_ih"] = grad_gates.t() @ input
     if needed["weight_hh"]:
         grads["weight_hh"] = torch.zeros_like(weight_hh) if h_0 is None else grad_gates.t() @ h_0
-    # The same for both biases, but not the same numbers in memory, which callers may write to.
-    grads |= {name: grad_gates.sum(0) for name in ("bias_ih", "bias_hh") if needed[name]}
+    if needed["bias_ih"] or needed["bias_hh"]:
+        # The same for both, but not the same numbers in memory, which callers may write to.
+        sums = zip(("bias_ih", "bias_hh"), grad_gates.expand(2, -1, -1).sum(1), strict=True)
+        grads |= {name: grad for name, grad in sums if needed[name]}
     return grads.values()
 
 

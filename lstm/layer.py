@@ -21,8 +21,9 @@ class Call(NamedTuple):
     there are any; projected; size: weights of a layer's direction; precision: of float32 products,
     "tf32" or "ieee"; tile, as keyword arguments, joint, at_once, one_step: of lstm.Plan; grid:
     tiles, and slices if there are several; sliced: whether there are; numbers: that a step saves of
-    each state, of a direction; bias_parts: of a bias's gradient, that backward leaves; plain:
-    whether `_PlainLSTM` can do it, not packed; packing: where packed rows lie, else None.
+    each state, of a direction; bias_parts: of a bias's gradient, of a direction, 0 where the
+    kernels leave none; plain: whether `_PlainLSTM` can do it, not packed; packing: where packed
+    rows lie, else None.
     """
 
     L: int
@@ -138,8 +139,8 @@ class _LSTM(torch.autograd.Function):
 
 
 class _PlainLSTM(torch.autograd.Function):
-    """_LSTM from zeros, in one direction and one slice, nothing packed, projected, dropped or
-    reset, as most training runs it.
+    """_LSTM from zeros, in one direction and one slice, nothing packed, projected, dropped, reset
+    or EXACT, as most training runs it.
 
     The equations around the kernels are all that is left of it: host time bounds a small LSTM, and
     the questions that the rest asks of a call take more of it than the answers (bench/host.py).
@@ -254,8 +255,8 @@ def _joint_backward(
 
 
 def _bias_parts(call, input, needs):
-    """For the parts of the biases' gradients, (L D, parts, 4H); None where none is needed. needs:
-    of all weights, flat.
+    """For the parts of the biases' gradients, (L D, parts, 4H), a single one where the kernels
+    leave none; None where no gradient is needed. needs: of all weights, flat.
     """
     if call.bias and (True in needs[2 :: call.size] or True in needs[3 :: call.size]):
         return input.new_empty(call.L * call.D, max(1, call.bias_parts), 4 * call.H, dtype=SUMS)
