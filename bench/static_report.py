@@ -58,7 +58,7 @@ KERNELS = {
     "forward, 2 sequences": (lstm_forward_kernel, 1, ("offsets_ptr",)),
     "backward, 2 sequences": (lstm_backward_kernel, 1, ("offsets_ptr",)),
     "forward, exact": (lstm_forward_kernel, 1, ("offsets_ptr",)),
-    "backward, exact": (lstm_backward_kernel, 1, ("offsets_ptr", "grad_bias_ptr")),
+    "backward, exact": (lstm_backward_kernel, 1, ("offsets_ptr",)),
     "forward, joint": (lstm_joint_forward_kernel, 1, ("mask_ptr",)),
     "backward, joint": (lstm_joint_backward_kernel, 1, ("mask_ptr",)),
     "forward, sliced": (lstm_sliced_forward_kernel, 1, ("offsets_ptr",)),
@@ -269,6 +269,8 @@ def compile_configuration(configuration: Configuration, target: GPUTarget | None
     constants |= sizes | dict.fromkeys(absent)
     # Slices that meet carry no states from launch to launch.
     lacking = ["states_ptr"] + ["resets_ptr"] * ("resets" not in configuration.kernel)
+    if configuration.kernel not in JOINT_KERNELS + STEP_KERNELS and not config.bias_parts(tile):
+        lacking.append("grad_bias_ptr")
     constants |= {name: None for name in lacking if name in names}
     # The numbers that a launch looks at: whether they are 1, or divisible by 16.
     numbers = [

@@ -57,11 +57,12 @@ def tile(hidden_size, batch, itemsize, interpreted=False, exact=False, block_b=8
     }
 
 
-def bias_parts(tile):
+def bias_parts(tile, interpreted=False):
     """Parts of the biases' gradients that backward leaves of a tile: what threads have, a part for
-    each lane of layout.tile_indices. None of slices and of EXACT, which have no registers for them.
+    each lane of layout.tile_indices. None of slices, of EXACT and of eight sequences, where they
+    take registers that the loop needs. Args: interpreted as `tile` has it.
     """
-    if "PARTS" in tile or tile["EXACT"]:
+    if "PARTS" in tile or tile["EXACT"] or (tile["BLOCK_B"] >= 8 and not interpreted):
         return 0
     return min(4, tile["BLOCK_B"])
 

@@ -5,8 +5,10 @@ from functools import cache, lru_cache
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
+from . import plan as plans
 from . import reference
 from .checks import differentiable
 from .packing import Packing
@@ -22,8 +24,8 @@ class Call(NamedTuple):
     "tf32" or "ieee"; tile, as keyword arguments, joint, at_once, one_step: of lstm.Plan; grid:
     tiles, and slices if there are several; sliced: whether there are; numbers: that a step saves of
     each state, of a direction; bias_parts: of a bias's gradient, of a direction, 0 where the
-    kernels leave none; plain: whether `_PlainLSTM` can do it, not packed; packing: where packed
-    rows lie, else None.
+    kernels leave none; biases: size of all their gradients, or of all parts, together; plain:
+    whether `_PlainLSTM` can do it, not packed; packing: where packed rows lie, else None.
     """
 
     L: int
@@ -42,6 +44,7 @@ class Call(NamedTuple):
     sliced: bool
     numbers: int
     bias_parts: int
+    biases: tuple
     plain: bool
     packing: Packing | None = None
 
@@ -64,12 +67,13 @@ def plan_call(plan, L, D, H, P, bias, B):
 
         tiles, slices = -(-B // tile["BLOCK_B"]), -(-H // tile["BLOCK_H"])
         grid = (tiles, slices) if "PARTS" in tile else (tiles,)
-        parts = tiles * config.bias_parts(tile)
+        parts = tiles * config.bias_parts(tile, plans.interpreted())
     return Call(
         L, D, H, P or H, bias, projected, 2 + 2 * bias + projected, plan.precision, tile,
         plan.joint, plan.at_once, plan.one_step, grid, len(grid) > 1,
         math.prod(grid) * tile["BLOCK_H"] * tile["BLOCK_B"], parts,
-        D == 1 and bias and not projected and parts > 0,
+        (L * D, parts, 4 * H) if parts else (2, L * D, 4 * H),
+        D == 1 and bias and not projected and len(grid) == 1,
     )  # fmt: skip
 
 
@@ -139,8 +143,8 @@ class _LSTM(torch.autograd.Function):
 
 
 class _PlainLSTM(torch.autograd.Function):
-    """_LSTM from zeros, in one direction and one slice, nothing packed, projected, dropped, reset
-    or EXACT, as most training runs it.
+    """_LSTM from zeros, in one direction and one slice, nothing packed, projected, dropped or
+    reset, as most training runs it.
 
     The equations around the kernels are all that is left of it: host time bounds a small LSTM, and
     the questions that the rest asks of a call take more of it than the answers (bench/host.py).
@@ -177,15 +181,14 @@ def _plain_forward(call, input, weights):
     x = input.reshape(T * B, I)
     saved, lower = [x], None
     for layer in range(L):
-        weight_ih, weight_hh, bias_ih, bias_hh = weights[4 * layer : 4 * layer + 4]
+        weight_ih, weight_hh, *biases = weights[4 * layer : 4 * layer + 4]
         # Of two layers at once the kernel multiplies for the upper.
         gates_ih = x.new_empty(T * B, 4 * H) if lower else F.linear(x, weight_ih)
         x = input.new_empty(T, B, H) if layer == L - 1 else input.new_empty(T * B, H)
         steps = input.new_empty((1 + 5 * T) * numbers)
         weight_hh_t = input.new_empty(_transposed(1, layer), H, 4 * H)
         saved += (steps, weight_hh_t, x)
-        biases = bias_ih.contiguous(), bias_hh.contiguous()
-        own = gates_ih, *biases, weight_hh.contiguous(), x, steps, weight_hh_t
+        own = gates_ih, *map(Tensor.contiguous, (*biases, weight_hh)), x, steps, weight_hh_t
         if lower:
             kernels().joint_forward.lstm_joint_forward(
                 lower, own, None, weight_ih.contiguous(), None, None, h_n, c_n,
@@ -207,7 +210,8 @@ def _plain_backward(call, grads, input, saved, weights, needs):
     if grad_h_n is not None or grad_c_n is not None:
         grad_h_n, grad_c_n = contiguous(grad_h_n), contiguous(grad_c_n)
     h, grad_weights, dz_lower = saved[-1].view(T * B, H), [None] * len(weights), None
-    bias_parts = _bias_parts(call, input, needs)
+    biases = input.new_empty(call.biases, dtype=SUMS if call.bias_parts else None)
+    bias_parts = biases if call.bias_parts else None
     for layer in range(L - 1, -1, -1):
         x, *own = saved[3 * layer : 3 * layer + 3]
         at = 4 * layer
@@ -224,16 +228,15 @@ def _plain_backward(call, grads, input, saved, weights, needs):
             kernels().backward.lstm_backward(
                 *own, grad, grad_h_n, grad_c_n, dz, None, None, bias_parts, layer, 1, T, B, tile
             )
-        needs_ih, needs_hh = needs[at : at + 2]
-        grad_weights[at : at + 2] = (
-            dz.t() @ x if needs_ih else None,
-            dz[B:].t() @ h[:-B] if needs_hh else None,
-        )
+        grad_weights[at] = dz.t() @ x if needs[at] else None
+        grad_weights[at + 1] = dz[B:].t() @ h[:-B] if needs[at + 1] else None
+        if bias_parts is None and True in needs[at + 2 : at + 4]:
+            _sum_gates(dz, biases, layer)
         if not below:
             break
         # Of two layers at once the kernel has multiplied for the lower.
         grad, h = dz @ weights[at] if dz_lower is None else None, x
-    _sum_biases(call, bias_parts, needs, grad_weights, input.dtype)
+    _give_biases(call, biases, grad_weights, input.dtype)
     return None, grad.view(T, B, I) if needs_input else None, *grad_weights
 
 
@@ -254,25 +257,16 @@ def _joint_backward(
     return dz_lower, dz_upper
 
 
-def _bias_parts(call, input, needs):
-    """For the parts of the biases' gradients, (L D, parts, 4H), a single one where the kernels
-    leave none; None where no gradient is needed. needs: of all weights, flat.
-    """
-    if call.bias and (True in needs[2 :: call.size] or True in needs[3 :: call.size]):
-        return input.new_empty(call.L * call.D, max(1, call.bias_parts), 4 * call.H, dtype=SUMS)
-    return None
+def _sum_gates(grad_gates, biases, number):
+    """The gradients of a layer's biases in a direction, which no kernel has summed."""
+    torch.sum(grad_gates.expand(2, -1, -1), 1, out=biases[:, number])
 
 
-def _sum_biases(call, bias_parts, needs, grad_weights, dtype):
-    """The biases' gradients, those needed, into the flat list of all weights' gradients."""
-    if bias_parts is None:
-        return
+def _give_biases(call, biases, grad_weights, dtype):
+    """The biases' gradients into the flat list of all weights' gradients."""
     # The same for both biases, but not the same numbers in memory, which callers may write to.
-    of_ih, of_hh = bias_parts.expand(2, -1, -1, -1).sum(2).to(dtype)
-    grad_weights[2 :: call.size], grad_weights[3 :: call.size] = of_ih.unbind(), of_hh.unbind()
-    if False in needs:
-        pairs = zip(grad_weights, needs, strict=True)
-        grad_weights[:] = [grad if need else None for grad, need in pairs]
+    sums = biases.expand(2, -1, -1, -1).sum(2).to(dtype) if call.bias_parts else biases
+    grad_weights[2 :: call.size], grad_weights[3 :: call.size] = sums[0].unbind(), sums[1].unbind()
 
 
 def _none_done(call, like):
@@ -431,7 +425,10 @@ def _backward(call, grads, masks, resets, saved, input, h_0, c_0, weights, needs
     grad_h_0 = input.new_empty(L * D, B, P) if needs_h_0 else None
     grad_c_0 = input.new_empty(L * D, B, H) if needs_c_0 else None
     grad_weights = [None] * len(weights)
-    bias_parts = _bias_parts(call, input, needs_weights)
+    biases = bias_parts = None
+    if call.bias:
+        biases = input.new_empty(call.biases, dtype=SUMS if call.bias_parts else None)
+        bias_parts = biases if call.bias_parts else None
     dz_lower = None
     for layer in reversed(range(L)):
         directions, first = call.weights(weights, layer), layer * D
@@ -470,14 +467,14 @@ def _backward(call, grads, masks, resets, saved, input, h_0, c_0, weights, needs
             kernels().backward.lstm_backward(
                 steps, weight_hh_t, _aligned(grad_hidden), None if projected else grad_h_n,
                 grad_c_n, grad_gates, None if projected or call.sliced else grad_h_0, grad_c_0,
-                bias_parts if call.bias_parts else None, layer, D, T, B, call.tile,
+                bias_parts, layer, D, T, B, call.tile,
                 packing and packing.offsets, flags,
                 _meeting(call, input, backward=True) if call.sliced else None,
             )  # fmt: skip
         grad_gates = (grad_gates,) if D == 1 else grad_gates.chunk(2)
-        if call.bias_parts == 0 and bias_parts is not None:
-            for n in range(D):
-                torch.sum(grad_gates[n], 0, dtype=SUMS, out=bias_parts[first + n, 0])
+        for n in range(D if call.bias and bias_parts is None else 0):
+            if True in needs_weights[at + n * step + 2 : at + n * step + 4]:
+                _sum_gates(grad_gates[n], biases, first + n)
         if (projected or call.sliced) and needs_h_0:
             for n, of_direction in enumerate(directions):
                 dz = _at_end(grad_gates[n], n, B, packing)
@@ -506,7 +503,10 @@ def _backward(call, grads, masks, resets, saved, input, h_0, c_0, weights, needs
             grad_output = grad_output.view(*rows, -1)
             if masks and layer > 0:
                 grad_output = grad_output * masks[layer - 1]
-    _sum_biases(call, bias_parts, needs_weights, grad_weights, input.dtype)
+    if call.bias:
+        _give_biases(call, biases, grad_weights, input.dtype)
+        pairs = zip(grad_weights, needs_weights, strict=True)
+        grad_weights = [grad if need else None for grad, need in pairs]
     if resets is not None:
         for x in (grad_h_0, grad_c_0):
             _cut_first(x, resets, D, in_place=True)

@@ -354,8 +354,9 @@ def run_joint_case(case, change=None, short=0):
     upstream = [full(T, B, H), *(full(2, B, H) if case.states else None for _ in range(2))]
     grad_lower, dz_lower, dz_upper = empty(T, B, H), empty(T, B, 4 * H), empty(T, B, 4 * H)
     grads_0 = [shifted(empty(2, B, H)) if case.states else None for _ in range(2)]
-    parts = tiles * config.bias_parts(tile)
-    grad_bias = torch.full((2, parts, 4 * H), torch.nan) if case.bias else None
+    grad_bias = None
+    if case.bias and (parts := tiles * config.bias_parts(tile)):
+        grad_bias = torch.full((2, parts, 4 * H), torch.nan)
     joint_backward.lstm_joint_backward(
         (*lower[-2:], grad_lower, dz_lower), (*upper[-2:], upstream[0], dz_upper), mask,
         *map(shifted, upstream[1:]), *grads_0, grad_bias, none_done(), 0, T, B, tile, resets,
@@ -369,7 +370,7 @@ def run_joint_case(case, change=None, short=0):
     if case.states:
         grad_weight += dz_upper[0].double().t() @ h_0[1].double()
     errors["grad_weight_hh"] = reference.relative_error(grad_weight, weights[1][1].grad)
-    for layer in range(2) if case.bias else ():
+    for layer in range(2) if grad_bias is not None else ():
         exact_bias = weights[layer][2].grad
         errors[f"grad_bias_{layer}"] = reference.relative_error(grad_bias[layer].sum(0), exact_bias)
     for name, actual, exact in zip(("h_0", "c_0"), grads_0, (exact_h_0, exact_c_0), strict=True):
