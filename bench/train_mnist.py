@@ -33,7 +33,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from bench import distributed, mnist, record
 from bench.training import Training
 
-# About a minute of Triton's interpreter on two cores.
+# Images of either set. About a minute of Triton's interpreter on two cores.
 INTERPRETER_IMAGES = 1_000
 # Test images at a time: in the interpreter 128 take three times as long in all, 4,000 no less.
 TEST_BATCH = 1_000
@@ -209,6 +209,7 @@ def parse(arguments):
     add("--seed", type=int, default=SEED, help="of the weights and the order of the images")
     add("--device", help="default: cuda if there is a GPU, else cpu")
     add("--train-images", type=int, metavar="N", help="train on the first N of 60000")
+    add("--test-images", type=int, metavar="N", help="test on the first N of 10000")
     add("--data-root", metavar="DIR", help="a torchvision root instead of bench/data")
     add("--json", type=record.writable, metavar="FILE", help="write a record of the run")
     add("--plot", type=figure, metavar="FILE", help="draw loss against step: .svg, .png or .pdf")
@@ -236,12 +237,16 @@ def parse(arguments):
     args.interpreter = device.type == "cpu" and "triton" in args.impls
     if args.train_images is None:
         args.train_images = INTERPRETER_IMAGES if args.interpreter else 60_000
+    if args.test_images is None:
+        args.test_images = INTERPRETER_IMAGES if args.interpreter else 10_000
     if min(args.epochs, args.batch_size, args.hidden, args.layers) < 1:
         parser.error("--epochs, --batch-size, --hidden and --layers must be at least 1")
     if args.batch_size % processes:
         parser.error(f"--batch-size must be divisible by the number of processes, {processes}")
     if not args.batch_size <= args.train_images <= 60_000:
         parser.error("--train-images must be at least --batch-size and at most 60000")
+    if not processes <= args.test_images <= 10_000:
+        parser.error(f"--test-images must be at least {processes} and at most 10000")
     if args.train_images // args.batch_size * args.epochs < 2:
         parser.error("one step cannot show a falling loss: raise --train-images or --epochs")
     return args
@@ -271,6 +276,7 @@ def case(args):
         "lr": args.lr,
         "seed": args.seed,
         "train_images": args.train_images,
+        "test_images": args.test_images,
         "cuda_graph": args.cuda_graph,
         "interpreter": args.interpreter,
         **({"processes": processes} if processes > 1 else {}),
@@ -295,6 +301,14 @@ def compare(args, images, labels, test_set):
     return [result(impl, trainings[impl], accuracies[impl]) for impl in args.impls]
 
 
+def first(name, n, images, labels, args):
+    """The first n images and labels of a set, where they are needed."""
+    if n < len(images):
+        total = len(images)
+        say(f"The first {n:,} of {total:,} {name} images; --{name}-images {total} takes them all.")
+    return images[:n].to(args.device, args.dtype), labels[:n].to(args.device)
+
+
 def main(arguments=None):
     """Load, train, report and record; exits with the reason if the data or the loss is no good."""
     args = parse(arguments)
@@ -311,11 +325,8 @@ def main(arguments=None):
         (images, labels), (test_images, test_labels) = mnist.load(args.data_root)
     except mnist.DataError as error:
         sys.exit(f"train_mnist: {error}")
-    n, total = args.train_images, len(images)
-    if n < total:
-        say(f"Training on {n:,} of {total:,} images; --train-images {total} takes them all.")
-    images, labels = images[:n].to(args.device, args.dtype), labels[:n].to(args.device)
-    test_set = test_images.to(args.device, args.dtype), test_labels.to(args.device)
+    images, labels = first("train", args.train_images, images, labels, args)
+    test_set = first("test", args.test_images, test_images, test_labels, args)
 
     with distributed.group(args.device):
         runs = compare(args, images, labels, test_set)

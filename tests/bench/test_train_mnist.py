@@ -35,12 +35,14 @@ def test_cudnn_prints_losses_accuracy_and_time(tmp_path, capsys):
     assert re.search(r"^Accuracy: \d\d\.\d\d%$", out, re.MULTILINE)
     assert re.search(r"^Time: \S+ s; without the first call: \S+ s$", out, re.MULTILINE)
     assert "torch.nn.LSTM, PyTorch's CPU kernels, not cuDNN" in out
-    assert "3,060 of 60,000" in out
+    assert "3,060 of 60,000 train images" in out
+    assert "test images" not in out
 
     record = json.loads((tmp_path / "run.json").read_text())
     (training,) = record["runs"]
     assert record["name"] == "train_mnist"
     assert record["case"]["train_images"] == 3060
+    assert record["case"]["test_images"] == 10_000
     assert len(training["losses"]) == 204
     assert len(training["accuracy"]) == 2
     # Ten digits, so guessing gives 10 %.
@@ -86,6 +88,8 @@ def test_unusable_data_ends_the_script_with_the_name_of_the_file(tmp_path):
     [
         (["--train-images", "99"], "at least --batch-size"),
         (["--train-images", "60001"], "at most 60000"),
+        (["--test-images", "0"], "--test-images must be at least 1"),
+        (["--test-images", "10001"], "at most 10000"),
         (["--train-images", "100", "--epochs", "1"], "one step cannot show a falling loss"),
         (["--layers", "0"], "at least 1"),
     ],
@@ -102,7 +106,8 @@ def test_kernels_track_nn_lstm_from_step_to_step(tmp_path):
     done = run("--compare", *SMALL, *options)
     assert done.returncode == 0, done.stderr
     assert "TRITON_INTERPRET=1" in done.stdout
-    assert "300 of 60,000" in done.stdout
+    assert "300 of 60,000 train images" in done.stdout
+    assert "1,000 of 10,000 test images" in done.stdout
     assert re.search(
         r"^epoch: 1/1, step: 10/10, loss: .* \(triton\), .* \(cudnn\)$", done.stdout, re.M
     )
