@@ -152,7 +152,7 @@ class _PlainLSTM(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, call, input, *weights):
-        outputs, saved = on_device_of(input, call.precision, _plain_forward, call, input, weights)
+        outputs, saved, ctx.done = on_device_of(_plain_forward, call, input, weights)
         ctx.call = call
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(input, *saved, *weights)
@@ -167,19 +167,21 @@ class _PlainLSTM(torch.autograd.Function):
             inputs, needs = (input, None, None, *weights), (needs[0], False, False, *needs[1:])
             grad_input, _, _, *grads = _differentiable_backward(call, inputs, needs, grads)
             return None, grad_input, *grads
-        return on_device_of(
-            input, call.precision, _plain_backward, call, grads, input, saved, weights, needs
-        )
+        # Zeros for the first backward only.
+        done, ctx.done = ctx.done, None
+        return on_device_of(_plain_backward, call, input, grads, saved, weights, needs, done)
 
 
 def _plain_forward(call, input, weights):
-    """output, h_n, c_n; and the input as rows, then of each layer steps, W_hh transposed and
-    output, as rows but for the last.
+    """output, h_n, c_n; the input as rows, then of each layer steps, W_hh transposed and output, as
+    rows but for the last; and what `_none_done` gives a backward.
     """
     L, H, numbers, tile, (T, B, I) = call.L, call.H, call.numbers, call.tile, input.shape
     h_n, c_n = input.new_empty(L, B, H), input.new_empty(L, B, H)
     x = input.reshape(T * B, I)
     saved, lower = [x], None
+    # Of both passes at once: a launch less.
+    done, done_backward = _none_done(call, x, 2) if call.joint else (None, None)
     for layer in range(L):
         weight_ih, weight_hh, *biases = weights[4 * layer : 4 * layer + 4]
         # Of two layers at once the kernel multiplies for the upper.
@@ -191,19 +193,22 @@ def _plain_forward(call, input, weights):
         own = gates_ih, *map(Tensor.contiguous, (*biases, weight_hh)), x, steps, weight_hh_t
         if lower:
             kernels().joint_forward.lstm_joint_forward(
-                lower, own, None, weight_ih.contiguous(), None, None, h_n, c_n,
-                _none_done(call, x), layer - 1, T, B, tile,
+                lower, own, None, weight_ih.contiguous(), None, None, h_n, c_n, done[layer // 2],
+                layer - 1, T, B, tile,
             )  # fmt: skip
             lower = None
         elif call.joint and layer < L - 1:
             lower = own
         else:
             kernels().forward.lstm_forward(*own, None, None, h_n, c_n, layer, 1, T, B, tile)
-    return (x, h_n, c_n), saved
+    return (x, h_n, c_n), saved, done_backward
 
 
-def _plain_backward(call, grads, input, saved, weights, needs):
-    """None, then gradients of the input and the weights, for those needed."""
+def _plain_backward(call, input, grads, saved, weights, needs, done):
+    """None, then gradients of the input and the weights, for those needed.
+
+    done: as `_plain_forward` gave it, to the first backward; None to any further.
+    """
     L, H, tile, (T, B, I), (needs_input, *needs) = call.L, call.H, call.tile, input.shape, needs
     grad, grad_h_n, grad_c_n = grads
     grad = _aligned(grad)
@@ -212,6 +217,8 @@ def _plain_backward(call, grads, input, saved, weights, needs):
     h, grad_weights, dz_lower = saved[-1].view(T * B, H), [None] * len(weights), None
     biases = input.new_empty(call.biases, dtype=SUMS if call.bias_parts else None)
     bias_parts = biases if call.bias_parts else None
+    if call.joint and done is None:
+        (done,) = _none_done(call, input, 1)
     for layer in range(L - 1, -1, -1):
         x, *own = saved[3 * layer : 3 * layer + 3]
         at = 4 * layer
@@ -221,13 +228,12 @@ def _plain_backward(call, grads, input, saved, weights, needs):
         elif call.joint and layer % 2 and below:
             dz_lower, dz = _joint_backward(
                 call, saved[at - layer - 2 : at - layer], own, None, grad, grad_h_n, grad_c_n,
-                None, None, bias_parts, layer - 1, T, B,
+                None, None, bias_parts, done[layer // 2], layer - 1, T, B,
             )  # fmt: skip
         else:
             dz = input.new_empty(T * B, 4 * H)
-            kernels().backward.lstm_backward(
-                *own, grad, grad_h_n, grad_c_n, dz, None, None, bias_parts, layer, 1, T, B, tile
-            )
+            own = *own, grad, grad_h_n, grad_c_n, dz, None, None, bias_parts
+            kernels().backward.lstm_backward(*own, layer, 1, T, B, tile)
         grad_weights[at] = dz.t() @ x if needs[at] else None
         grad_weights[at + 1] = dz[B:].t() @ h[:-B] if needs[at + 1] else None
         if bias_parts is None and True in needs[at + 2 : at + 4]:
@@ -241,7 +247,7 @@ def _plain_backward(call, grads, input, saved, weights, needs):
 
 
 def _joint_backward(
-    call, lower, upper, mask, grad_output, grad_h_n, grad_c_n, grad_h_0, grad_c_0, bias_parts,
+    call, lower, upper, mask, grad_output, grad_h_n, grad_c_n, grad_h_0, grad_c_0, bias_parts, done,
     layer, T, B, resets=None,
 ):  # fmt: skip
     """Gradients of the gates' sums of two layers, `layer` and the next, at once. lower, upper:
@@ -252,7 +258,7 @@ def _joint_backward(
     grad_upper = steps.new_zeros(T * B, H) if grad_output is None else grad_output
     kernels().joint_backward.lstm_joint_backward(
         (*lower, grad_lower, dz_lower), (*upper, grad_upper, dz_upper), mask, grad_h_n, grad_c_n,
-        grad_h_0, grad_c_0, bias_parts, _none_done(call, steps), layer, T, B, call.tile, resets,
+        grad_h_0, grad_c_0, bias_parts, done, layer, T, B, call.tile, resets,
     )  # fmt: skip
     return dz_lower, dz_upper
 
@@ -269,9 +275,11 @@ def _give_biases(call, biases, grad_weights, dtype):
     grad_weights[2 :: call.size], grad_weights[3 :: call.size] = sums[0].unbind(), sums[1].unbind()
 
 
-def _none_done(call, like):
-    """Counters of two layers at once, before the first step (kernels/progress.py)."""
-    return like.new_zeros(3, call.grid[0], dtype=torch.int32)
+def _none_done(call, like, passes):
+    """Of each pass the counters of all pairs of layers at once, before the first step
+    (kernels/progress.py).
+    """
+    return like.new_zeros(passes, call.L // 2, 3, call.grid[0], dtype=torch.int32)
 
 
 # What `forward` leaves for `backward`, of each layer
@@ -316,9 +324,7 @@ def reserve(call, input, capacity=None):
 
 def forward(call, masks, resets, input, h_0, c_0, weights, saved=None):
     """output, h_n, c_n. Args: as `lstm`; saved: None, or what `reserve` gave, to fill."""
-    return on_device_of(
-        input, call.precision, _forward, call, masks, resets, input, h_0, c_0, weights, saved
-    )
+    return on_device_of(_forward, call, input, masks, resets, h_0, c_0, weights, saved)
 
 
 def backward(call, grads, masks, resets, saved, inputs, needs):
@@ -329,9 +335,8 @@ def backward(call, grads, masks, resets, saved, inputs, needs):
     """
     input, h_0, c_0, *weights = inputs
     return on_device_of(
-        input, call.precision, _backward, call, grads, masks, resets, saved, input, h_0, c_0,
-        weights, needs,
-    )  # fmt: skip
+        _backward, call, input, grads, masks, resets, saved, h_0, c_0, weights, needs
+    )
 
 
 def _one_step(call, input, h_0, c_0, weights, masks, resets):
@@ -354,7 +359,7 @@ def _one_step(call, input, h_0, c_0, weights, masks, resets):
     return output, h_n, c_n
 
 
-def _forward(call, masks, resets, input, h_0, c_0, weights, saved):
+def _forward(call, input, masks, resets, h_0, c_0, weights, saved):
     L, D, H, P, packing, projected = call.L, call.D, call.H, call.P, call.packing, call.projected
     *rows, _ = input.shape
     T, B = (packing.T, packing.B) if packing else rows
@@ -366,6 +371,7 @@ def _forward(call, masks, resets, input, h_0, c_0, weights, saved):
     # Packed sequences begin at different steps, the kernel's h is not projected, and slices
     # exchange what is below 1.
     folded = h_0 is not None and (packing or projected or call.sliced)
+    (done,) = _none_done(call, input, 1) if call.joint else (None,)
     x, lower = input, None
     for layer in range(L):
         directions = call.weights(weights, layer)
@@ -391,7 +397,7 @@ def _forward(call, masks, resets, input, h_0, c_0, weights, saved):
         if lower:
             kernels().joint_forward.lstm_joint_forward(
                 lower, own, contiguous(masks[layer - 1]) if masks else None,
-                directions[0].weight_ih.contiguous(), h_0, c_0, h_n, c_n, _none_done(call, input),
+                directions[0].weight_ih.contiguous(), h_0, c_0, h_n, c_n, done[layer // 2],
                 layer - 1, T, B, call.tile, flags,
             )  # fmt: skip
             lower = None
@@ -413,7 +419,7 @@ def _forward(call, masks, resets, input, h_0, c_0, weights, saved):
     return x, h_n, c_n
 
 
-def _backward(call, grads, masks, resets, saved, input, h_0, c_0, weights, needs):
+def _backward(call, input, grads, masks, resets, saved, h_0, c_0, weights, needs):
     L, D, H, P, packing, projected = call.L, call.D, call.H, call.P, call.packing, call.projected
     needs_input, needs_h_0, needs_c_0, *needs_weights = needs
     needs_states = needs_h_0 or needs_c_0
@@ -430,6 +436,7 @@ def _backward(call, grads, masks, resets, saved, input, h_0, c_0, weights, needs
         biases = input.new_empty(call.biases, dtype=SUMS if call.bias_parts else None)
         bias_parts = biases if call.bias_parts else None
     dz_lower = None
+    (done,) = _none_done(call, input, 1) if call.joint else (None,)
     for layer in reversed(range(L)):
         directions, first = call.weights(weights, layer), layer * D
         # Those of the layer's weights, and of one of its directions
@@ -460,7 +467,7 @@ def _backward(call, grads, masks, resets, saved, input, h_0, c_0, weights, needs
             dz_lower, grad_gates = _joint_backward(
                 call, saved[layer * SAVED - 2 : layer * SAVED], (steps, weight_hh_t), mask,
                 _aligned(grad_hidden), grad_h_n, grad_c_n, grad_h_0, grad_c_0, bias_parts,
-                layer - 1, T, B, flags,
+                done[layer // 2], layer - 1, T, B, flags,
             )  # fmt: skip
         else:
             grad_gates = input.new_empty(D * math.prod(rows), 4 * H)

@@ -33,12 +33,14 @@ def fp32_precision():
     return "tf32" if _rnn.fp32_precision == "tf32" else "ieee"
 
 
-def on_device_of(x, precision, function, *arguments):
-    """What function returns, run on the GPU of x with `matmul_in`; a CPU has neither of them."""
-    if not x.is_cuda:
-        return function(*arguments)
-    with torch.cuda.device_of(x), matmul_in(precision):
-        return function(*arguments)
+def on_device_of(function, call, input, *arguments):
+    """function(call, input, *arguments), run on the input's GPU with `matmul_in` the precision of
+    the call (layer.Call); a CPU has neither of them.
+    """
+    if not input.is_cuda:
+        return function(call, input, *arguments)
+    with torch.cuda.device_of(input), matmul_in(call.precision):
+        return function(call, input, *arguments)
 
 
 class matmul_in:

@@ -56,9 +56,9 @@ def training_step(module, x, grad):
 
 # Forward: the product of the input and the kernel; backward: the kernel and both weight gradients,
 # and from layer to layer the gradient of the input; of all layers one sum for the biases. Two
-# layers at once have zeros to count from, and no product between them.
+# layers at once have no product between them; all such pairs count from one tensor of zeros.
 @pytest.mark.parametrize(
-    ("layers", "T", "most"), [(1, 28, 6), (2, 28, 10), (3, 28, 16), (4, 28, 20), (2, 15, 12)]
+    ("layers", "T", "most"), [(1, 28, 6), (2, 28, 9), (3, 28, 15), (4, 28, 17), (2, 15, 12)]
 )
 def test_launches_of_a_training_step(layers, T, most, device, monkeypatch):
     module, x = LSTM(28, 128, layers, device=device), make_input(T, 100, 28, device=device)
@@ -82,7 +82,7 @@ def test_batch_first_costs_a_copy_in_each_pass(device, monkeypatch):
         counted.names.clear()
         training_step(module, x, torch.ones(100, 28, 128, device=device))
     counted.names.remove("ones")
-    assert len(counted.names) <= 16, counted.names
+    assert len(counted.names) <= 11, counted.names
 
 
 def lines_of(function):
@@ -106,7 +106,7 @@ def lines_of(function):
 
 
 # Host time is what bounds a small LSTM. Clocks are for bench/host.py; lines can be counted.
-@pytest.mark.parametrize(("layers", "T", "most"), [(1, 2, 170), (2, 2, 230), (2, 16, 245)])
+@pytest.mark.parametrize(("layers", "T", "most"), [(1, 2, 150), (2, 2, 180), (2, 16, 195)])
 def test_lines_of_a_training_step(layers, T, most, monkeypatch):
     if torch.cuda.is_available():
         pytest.skip("a GPU's backward runs in another thread, whose lines are not counted")

@@ -7,7 +7,7 @@ import torch
 
 from lstm import LSTM, layer
 from lstm import plan as plans
-from lstm.kernels import config
+from lstm.kernels import config, joint_backward, joint_forward
 from lstm.plan import MIN_JOINT_STEPS, plan
 from tests.accuracy import (
     assert_accurate_outputs,
@@ -158,6 +158,34 @@ def test_a_gradient_is_taken_twice_from_what_was_saved_once(device):
     parameters = list(module.parameters())
     first = torch.autograd.grad(loss, parameters, retain_graph=True)
     assert_equal(torch.autograd.grad(loss, parameters), first)
+
+
+@pytest.mark.parametrize("hx", [False, True])
+def test_each_launch_counts_from_zero(hx, device, monkeypatch):
+    found = []
+
+    def counted(launch):
+        def call(*args):
+            (done,) = [x for x in args if getattr(x, "dtype", None) == torch.int32]
+            found.append(done.count_nonzero().item())
+            launch(*args)
+            # As on a GPU: interpreted programs need not count.
+            done += 1
+
+        return call
+
+    for module, name in (
+        (joint_forward, "lstm_joint_forward"),
+        (joint_backward, "lstm_joint_backward"),
+    ):
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
+    module, x = LSTM(3, 16, 4, device=device), make_input(T, 2, 3, device=device)
+    states = (torch.zeros(4, 2, 16, device=device),) * 2 if hx else None
+    loss = module(x, states)[0].sum()
+    # The second backward has the counters of no forward.
+    loss.backward(retain_graph=True)
+    loss.backward()
+    assert found == [0] * 6
 
 
 def test_gradients_of_gradients(device):

@@ -67,9 +67,9 @@ def test_a_call_runs_its_products_in_the_lstms_precision(monkeypatch, device):
     monkeypatch.setattr(backward, "lstm_backward", record(backward.lstm_backward))
 
     # A CPU has no such switch, and is spared it.
-    def on_device_of(x, precision, function, *arguments):
-        with matmul_in(precision):
-            return function(*arguments)
+    def on_device_of(function, call, *arguments):
+        with matmul_in(call.precision):
+            return function(call, *arguments)
 
     monkeypatch.setattr(layer, "on_device_of", on_device_of)
     before = matmul.fp32_precision
