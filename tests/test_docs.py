@@ -35,6 +35,7 @@ def rows(text, header):
     "ignore:The tensor attributes:UserWarning",
     "ignore:_check_is_size:FutureWarning",
     "ignore:TensorFloat32 tensor cores:UserWarning",
+    "ignore:The given buffer is not writable:UserWarning",  # torch.export.load of torch 2.11
 )
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
 def test_the_code_of_a_page_runs_from_top_to_bottom(page, device, tmp_path, monkeypatch):

@@ -577,8 +577,7 @@ def onnxruntime_of(program, *inputs):
     "options", [dict(), dict(num_layers=2, bidirectional=True, batch_first=True)]
 )
 def test_onnx_has_its_own_lstm(options, dynamo, launches):
-    if dynamo:
-        pytest.importorskip("onnxscript", reason="torch.onnx exports with it")
+    pytest.importorskip("onnxscript" if dynamo else "onnx", reason="torch.onnx exports with it")
     module, theirs = pair(5, 20, **options)
     x, file = make_input(4, 3, 5), io.BytesIO()
     if dynamo:
