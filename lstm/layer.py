@@ -217,7 +217,7 @@ def _plain_backward(call, input, grads, saved, weights, needs, done):
     h, grad_weights, dz_lower = saved[-1].view(T * B, H), [None] * len(weights), None
     biases = input.new_empty(call.biases, dtype=SUMS if call.bias_parts else None)
     bias_parts = biases if call.bias_parts else None
-    if call.joint and done is None:
+    if call.joint and (done is None or _captured(input)):
         (done,) = _none_done(call, input, 1)
     for layer in range(L - 1, -1, -1):
         x, *own = saved[3 * layer : 3 * layer + 3]
@@ -273,6 +273,11 @@ def _give_biases(call, biases, grad_weights, dtype):
     # The same for both biases, but not the same numbers in memory, which callers may write to.
     sums = biases.expand(2, -1, -1, -1).sum(2).to(dtype) if call.bias_parts else biases
     grad_weights[2 :: call.size], grad_weights[3 :: call.size] = sums[0].unbind(), sums[1].unbind()
+
+
+def _captured(x):
+    """Whether this becomes part of a CUDA graph, which may run more than once."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _none_done(call, like, passes):

@@ -160,32 +160,44 @@ def test_a_gradient_is_taken_twice_from_what_was_saved_once(device):
     assert_equal(torch.autograd.grad(loss, parameters), first)
 
 
-@pytest.mark.parametrize("hx", [False, True])
-def test_each_launch_counts_from_zero(hx, device, monkeypatch):
+@pytest.fixture
+def counters(monkeypatch):
+    """What each launch of two layers at once finds in its counters, and where they lie."""
     found = []
 
     def counted(launch):
         def call(*args):
             (done,) = [x for x in args if getattr(x, "dtype", None) == torch.int32]
-            found.append(done.count_nonzero().item())
+            found.append((done.count_nonzero().item(), done.untyped_storage().data_ptr()))
             launch(*args)
             # As on a GPU: interpreted programs need not count.
             done += 1
 
         return call
 
-    for module, name in (
-        (joint_forward, "lstm_joint_forward"),
-        (joint_backward, "lstm_joint_backward"),
-    ):
+    of_module = {joint_forward: "lstm_joint_forward", joint_backward: "lstm_joint_backward"}
+    for module, name in of_module.items():
         monkeypatch.setattr(module, name, counted(getattr(module, name)))
+    return found
+
+
+@pytest.mark.parametrize("hx", [False, True])
+def test_each_launch_counts_from_zero(hx, device, counters):
     module, x = LSTM(3, 16, 4, device=device), make_input(T, 2, 3, device=device)
     states = (torch.zeros(4, 2, 16, device=device),) * 2 if hx else None
     loss = module(x, states)[0].sum()
     # The second backward has the counters of no forward.
     loss.backward(retain_graph=True)
     loss.backward()
-    assert found == [0] * 6
+    assert [steps for steps, _ in counters] == [0] * 6
+
+
+def test_a_graph_of_backward_alone_has_its_own_counters(device, counters, monkeypatch):
+    loss = LSTM(3, 16, 2, device=device)(make_input(T, 2, 3, device=device))[0].sum()
+    monkeypatch.setattr(layer, "_captured", lambda x: True)
+    loss.backward()
+    (_, forwards), (_, backwards) = counters
+    assert forwards != backwards
 
 
 def test_gradients_of_gradients(device):
