@@ -80,20 +80,22 @@ def measure(benchmark, request):
             "calls_per_round": count,
         }
         seconds = timing.timed(call, DEVICE)
-        rounds = min(100, max(5, int(0.5 / seconds)))
+        # Half of --benchmark-max-time for each of what is timed.
+        most_s = float(request.config.getoption("benchmark_max_time")) / 2
+        rounds = min(100, max(5, int(most_s / seconds)))
         benchmark.pedantic(finished(call), rounds=rounds, warmup_rounds=2)
         median_s = benchmark.stats.stats.median / count
         benchmark.extra_info["us_per_step"] = 1e6 * median_s / case.T
         if impl == "lstm":
-            ratio = time_over_torch(case, clock)
+            ratio = time_over_torch(case, clock, most_s)
             benchmark.extra_info["time_over_torch"] = ratio
             request.config.stash.setdefault(RATIOS, {})[benchmark.group] = ratio
 
     return run
 
 
-def time_over_torch(case, clock):
-    """The ratio of the two modules' times, of alternating rounds."""
+def time_over_torch(case, clock, seconds):
+    """The ratio of the two modules' times, of alternating rounds, five times so many seconds."""
     from bench.cases import subject
 
     ratios = []
@@ -102,7 +104,7 @@ def time_over_torch(case, clock):
         calls = {
             impl: timing.on_clock(subject(impl, case, DEVICE), clock) for impl in ("lstm", "torch")
         }
-        samples = timing.alternate(calls, DEVICE, seconds=0.5, most=1000)
+        samples = timing.alternate(calls, DEVICE, seconds=seconds, most=1000)
         ratios += [a / b for a, b in zip(samples["lstm"], samples["torch"], strict=True)]
     return median(ratios)
 
