@@ -78,7 +78,8 @@ def _round_to_bfloat16():
 def _remember_dtypes():
     """Has the interpreter keep which dtype of NumPy each of its own is.
 
-    It asks for every tensor, and makes a table of all of them to look into: a tenth of its time.
+    It asks for every tensor, and makes a table of all of them to look into: a fifteenth of its
+    time.
     """
     from triton.runtime import interpreter
 
