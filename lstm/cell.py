@@ -6,7 +6,7 @@ from torch import nn
 from . import plan as plans
 from . import reference
 from .checks import alike, differentiable, two_tensors
-from .layer import contiguous
+from .pieces import contiguous
 from .precision import compute_dtype, matmul_fp32_precision
 
 

@@ -1,80 +1,28 @@
 """Several layers, in one direction or both, on the kernels, as one differentiable function."""
 
 import math
-from functools import cache, lru_cache
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
-from . import plan as plans
-from . import reference
 from .checks import differentiable
-from .packing import Packing
+from .pieces import (
+    aligned,
+    contiguous,
+    differentiable_backward,
+    give_biases,
+    joint_backward,
+    kernels,
+    none_done,
+    room_for_biases,
+    sum_gates,
+    transposed,
+)
+from .plain import PlainLSTM
 from .precision import on_device_of
-from .reference import Weights, by_layer
 
-
-class Call(NamedTuple):
-    """How a call runs, as far as its tensors do not say: all that is known before it (`plan_call`).
-
-    L layers in D directions of H units; P numbers in h, H where it is not projected; bias: whether
-    there are any; projected; size: weights of a layer's direction; precision: of float32 products,
-    "tf32" or "ieee"; tile, as keyword arguments, joint, at_once, one_step: of lstm.Plan; grid:
-    tiles, and slices if there are several; sliced: whether there are; numbers: that a step saves of
-    each state, of a direction; bias_parts: of a bias's gradient, of a direction, 0 where the
-    kernels leave none; biases: size of all their gradients, or of all parts, together; plain:
-    whether `_PlainLSTM` can do it, not packed; packing: where packed rows lie, else None.
-    """
-
-    L: int
-    D: int
-    H: int
-    P: int
-    bias: bool
-    projected: bool
-    size: int
-    precision: str
-    tile: dict
-    joint: bool
-    at_once: int
-    one_step: bool
-    grid: tuple
-    sliced: bool
-    numbers: int
-    bias_parts: int
-    biases: tuple
-    plain: bool
-    packing: Packing | None = None
-
-    def weights(self, flat, layer):
-        """Weights of each direction of a layer, of a flat list of all."""
-        first = layer * self.D * self.size
-        if not self.projected and self.bias:
-            return [Weights(*flat[n : n + 4], None) for n in range(first, first + 4 * self.D, 4)]
-        last = first + self.D * self.size
-        return [reference.named(flat[n : n + self.size]) for n in range(first, last, self.size)]
-
-
-@lru_cache(maxsize=1024)
-def plan_call(plan, L, D, H, P, bias, B):
-    """The Call of a lstm.Plan for so many sequences. P: 0 where it is not projected."""
-    tile, projected = dict(plan.tile), P > 0
-    grid, parts = (1,), 0
-    if not plan.one_step:
-        from .kernels import config
-
-        tiles, slices = -(-B // tile["BLOCK_B"]), -(-H // tile["BLOCK_H"])
-        grid = (tiles, slices) if "PARTS" in tile else (tiles,)
-        parts = tiles * config.bias_parts(tile, plans.interpreted())
-    return Call(
-        L, D, H, P or H, bias, projected, 2 + 2 * bias + projected, plan.precision, tile,
-        plan.joint, plan.at_once, plan.one_step, grid, len(grid) > 1,
-        math.prod(grid) * tile["BLOCK_H"] * tile["BLOCK_B"], parts,
-        (L * D, parts, 4 * H) if parts else (2, L * D, 4 * H),
-        D == 1 and bias and not projected and len(grid) == 1,
-    )  # fmt: skip
+# What `forward` leaves for `backward`, of each layer
+SAVED = 4
 
 
 def lstm(call, input, h_0, c_0, weights, masks=None, resets=None):
@@ -85,12 +33,12 @@ def lstm(call, input, h_0, c_0, weights, masks=None, resets=None):
 
     and h_t = W_hr h_t where it is projected.
 
-    Shapes: L, D, H and P as `Call` has them; input (T, B, I), any strides; h_0 (L D, B, P), c_0
-        (L D, B, H), or None for zeros; weights, flat: of each layer and direction weight_ih (4H,
-        I), above the first layer (4H, D P), weight_hh (4H, P), with bias bias_ih and bias_hh
-        (4H,), projected weight_hr (P, H); masks: None, or L - 1 dropout masks (T, B, D P) that
-        multiply the output of all layers but the last; resets: None, or (T, B), bool, where no
-        state passes from the step before.
+    Shapes: L, D, H and P as the call (call.py) has them; input (T, B, I), any strides; h_0 (L D,
+        B, P), c_0 (L D, B, H), or None for zeros; weights, flat: of each layer and direction
+        weight_ih (4H, I), above the first layer (4H, D P), weight_hh (4H, P), with bias bias_ih
+        and bias_hh (4H,), projected weight_hr (P, H); masks: None, or L - 1 dropout masks (T, B,
+        D P) that multiply the output of all layers but the last; resets: None, or (T, B), bool,
+        where no state passes from the step before.
         Packed: one dimension of rows stands for T and B.
     Returns: output (T, B, D P) of the last layer; h_n (L D, B, P), c_n (L D, B, H), all in
         input.dtype.
@@ -103,7 +51,7 @@ def lstm(call, input, h_0, c_0, weights, masks=None, resets=None):
     if differentiable((*weights, input, h_0, c_0)):
         plain = call.plain and call.packing is None
         if plain and h_0 is None and masks is None and resets is None:
-            return _PlainLSTM.apply(call, input, *weights)
+            return PlainLSTM.apply(call, input, *weights)
         return _LSTM.apply(call, masks, resets, input, h_0, c_0, *weights)
     if call.one_step:
         return _one_step(call, input, h_0, c_0, weights, masks, resets)
@@ -136,172 +84,10 @@ class _LSTM(torch.autograd.Function):
             tensors[end:],
         )
         if torch.is_grad_enabled():
-            grads = _differentiable_backward(call, inputs, needs, grads, masks, resets)
+            grads = differentiable_backward(call, inputs, needs, grads, masks, resets)
         else:
             grads = backward(call, grads, masks, resets, saved, inputs, needs)
         return None, None, None, *grads
-
-
-class _PlainLSTM(torch.autograd.Function):
-    """_LSTM from zeros, in one direction and one slice, nothing packed, projected, dropped or
-    reset, as most training runs it.
-
-    The equations around the kernels are all that is left of it: host time bounds a small LSTM, and
-    the questions that the rest asks of a call take more of it than the answers (bench/host.py).
-    """
-
-    @staticmethod
-    def forward(ctx, call, input, *weights):
-        outputs, saved, ctx.done = on_device_of(_plain_forward, call, input, weights)
-        ctx.call = call
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(input, *saved, *weights)
-        return outputs
-
-    @staticmethod
-    def backward(ctx, *grads):
-        call, needs, tensors = ctx.call, ctx.needs_input_grad[1:], ctx.saved_tensors
-        end = 3 * call.L + 2
-        input, saved, weights = tensors[0], tensors[1:end], tensors[end:]
-        if torch.is_grad_enabled():
-            inputs, needs = (input, None, None, *weights), (needs[0], False, False, *needs[1:])
-            grad_input, _, _, *grads = _differentiable_backward(call, inputs, needs, grads)
-            return None, grad_input, *grads
-        # Zeros for the first backward only.
-        done, ctx.done = ctx.done, None
-        return on_device_of(_plain_backward, call, input, grads, saved, weights, needs, done)
-
-
-def _plain_forward(call, input, weights):
-    """output, h_n, c_n; the input as rows, then of each layer steps, W_hh transposed and output, as
-    rows but for the last; and what `_none_done` gives a backward.
-    """
-    L, H, numbers, tile, (T, B, I) = call.L, call.H, call.numbers, call.tile, input.shape
-    h_n, c_n = input.new_empty(L, B, H), input.new_empty(L, B, H)
-    x = input.reshape(T * B, I)
-    saved, lower = [x], None
-    # Of both passes at once: a launch less.
-    done, done_backward = _none_done(call, x, 2) if call.joint else (None, None)
-    for layer in range(L):
-        weight_ih, weight_hh, *biases = weights[4 * layer : 4 * layer + 4]
-        # Of two layers at once the kernel multiplies for the upper.
-        gates_ih = x.new_empty(T * B, 4 * H) if lower else F.linear(x, weight_ih)
-        x = input.new_empty(T, B, H) if layer == L - 1 else input.new_empty(T * B, H)
-        steps = input.new_empty((1 + 5 * T) * numbers)
-        weight_hh_t = input.new_empty(_transposed(1, layer), H, 4 * H)
-        saved += (steps, weight_hh_t, x)
-        own = gates_ih, *map(Tensor.contiguous, (*biases, weight_hh)), x, steps, weight_hh_t
-        if lower:
-            kernels().joint_forward.lstm_joint_forward(
-                lower, own, None, weight_ih.contiguous(), None, None, h_n, c_n, done[layer // 2],
-                layer - 1, T, B, tile,
-            )  # fmt: skip
-            lower = None
-        elif call.joint and layer < L - 1:
-            lower = own
-        else:
-            kernels().forward.lstm_forward(*own, None, None, h_n, c_n, layer, 1, T, B, tile)
-    return (x, h_n, c_n), saved, done_backward
-
-
-def _plain_backward(call, input, grads, saved, weights, needs, done):
-    """None, then gradients of the input and the weights, for those needed.
-
-    done: as `_plain_forward` gave it, to the first backward; None to any further.
-    """
-    L, H, tile, (T, B, I), (needs_input, *needs) = call.L, call.H, call.tile, input.shape, needs
-    grad, grad_h_n, grad_c_n = grads
-    grad = _aligned(grad)
-    if grad_h_n is not None or grad_c_n is not None:
-        grad_h_n, grad_c_n = contiguous(grad_h_n), contiguous(grad_c_n)
-    h, grad_weights, dz_lower = saved[-1].view(T * B, H), [None] * len(weights), None
-    biases = input.new_empty(call.biases, dtype=SUMS if call.bias_parts else None)
-    bias_parts = biases if call.bias_parts else None
-    if call.joint and (done is None or _captured(input)):
-        (done,) = _none_done(call, input, 1)
-    for layer in range(L - 1, -1, -1):
-        x, *own = saved[3 * layer : 3 * layer + 3]
-        at = 4 * layer
-        below = needs_input or True in needs[:at]
-        if dz_lower is not None:
-            dz, dz_lower = dz_lower, None
-        elif call.joint and layer % 2 and below:
-            dz_lower, dz = _joint_backward(
-                call, saved[at - layer - 2 : at - layer], own, None, grad, grad_h_n, grad_c_n,
-                None, None, bias_parts, done[layer // 2], layer - 1, T, B,
-            )  # fmt: skip
-        else:
-            dz = input.new_empty(T * B, 4 * H)
-            own = *own, grad, grad_h_n, grad_c_n, dz, None, None, bias_parts
-            kernels().backward.lstm_backward(*own, layer, 1, T, B, tile)
-        grad_weights[at] = dz.t() @ x if needs[at] else None
-        grad_weights[at + 1] = dz[B:].t() @ h[:-B] if needs[at + 1] else None
-        if bias_parts is None and True in needs[at + 2 : at + 4]:
-            _sum_gates(dz, biases, layer)
-        if not below:
-            break
-        # Of two layers at once the kernel has multiplied for the lower.
-        grad, h = dz @ weights[at] if dz_lower is None else None, x
-    _give_biases(call, biases, grad_weights, input.dtype)
-    return None, grad.view(T, B, I) if needs_input else None, *grad_weights
-
-
-def _joint_backward(
-    call, lower, upper, mask, grad_output, grad_h_n, grad_c_n, grad_h_0, grad_c_0, bias_parts, done,
-    layer, T, B, resets=None,
-):  # fmt: skip
-    """Gradients of the gates' sums of two layers, `layer` and the next, at once. lower, upper:
-    steps and weight_hh_t of each; grad_output: of the upper, None for zeros.
-    """
-    steps, H = lower[0], call.H
-    grad_lower, dz_lower, dz_upper = (steps.new_empty(T * B, n * H) for n in (1, 4, 4))
-    grad_upper = steps.new_zeros(T * B, H) if grad_output is None else grad_output
-    kernels().joint_backward.lstm_joint_backward(
-        (*lower, grad_lower, dz_lower), (*upper, grad_upper, dz_upper), mask, grad_h_n, grad_c_n,
-        grad_h_0, grad_c_0, bias_parts, done, layer, T, B, call.tile, resets,
-    )  # fmt: skip
-    return dz_lower, dz_upper
-
-
-def _sum_gates(grad_gates, biases, number):
-    """The gradients of a layer's biases in a direction, which no kernel has summed."""
-    torch.sum(grad_gates.expand(2, -1, -1), 1, out=biases[:, number])
-
-
-def _give_biases(call, biases, grad_weights, dtype):
-    """The biases' gradients into the flat list of all weights' gradients."""
-    # The same for both biases, but not the same numbers in memory, which callers may write to.
-    sums = biases.expand(2, -1, -1, -1).sum(2).to(dtype) if call.bias_parts else biases
-    grad_weights[2 :: call.size], grad_weights[3 :: call.size] = sums[0].unbind(), sums[1].unbind()
-
-
-def _captured(x):
-    """Whether this becomes part of a CUDA graph, which may run more than once."""
-    return x.is_cuda and torch.cuda.is_current_stream_capturing()
-
-
-def _none_done(call, like, passes):
-    """Of each pass the counters of all pairs of layers at once, before the first step
-    (kernels/progress.py).
-    """
-    return like.new_zeros(passes, call.L // 2, 3, call.grid[0], dtype=torch.int32)
-
-
-# What `forward` leaves for `backward`, of each layer
-SAVED = 4
-# Dtype in which the kernels sum the biases' gradients
-SUMS = torch.float32
-
-
-def _differentiable_backward(call, inputs, needs, grads, masks=None, resets=None):
-    """`backward` to be differentiated again."""
-    sizes = call.packing and call.packing.batch_sizes
-
-    def function(input, h_0, c_0, *weights):
-        layers = by_layer(weights, call.L * call.D)
-        return reference.lstm(input, h_0, c_0, layers, masks, resets, call.D, sizes)
-
-    return reference.backward(function, inputs, needs, grads)
 
 
 def reserve(call, input, capacity=None):
@@ -322,7 +108,7 @@ def reserve(call, input, capacity=None):
             input.new_empty(*rows, D * P),
             input.new_empty(*rows, D * H) if call.projected else None,
             input.new_empty(D * (1 + 5 * T) * numbers),
-            None if call.sliced else input.new_empty(_transposed(D, layer), H, 4 * H),
+            None if call.sliced else input.new_empty(transposed(D, layer), H, 4 * H),
         )
     return saved
 
@@ -376,7 +162,7 @@ def _forward(call, input, masks, resets, h_0, c_0, weights, saved):
     # Packed sequences begin at different steps, the kernel's h is not projected, and slices
     # exchange what is below 1.
     folded = h_0 is not None and (packing or projected or call.sliced)
-    (done,) = _none_done(call, input, 1) if call.joint else (None,)
+    (done,) = none_done(call, input, 1)
     x, lower = input, None
     for layer in range(L):
         directions = call.weights(weights, layer)
@@ -436,12 +222,9 @@ def _backward(call, input, grads, masks, resets, saved, h_0, c_0, weights, needs
     grad_h_0 = input.new_empty(L * D, B, P) if needs_h_0 else None
     grad_c_0 = input.new_empty(L * D, B, H) if needs_c_0 else None
     grad_weights = [None] * len(weights)
-    biases = bias_parts = None
-    if call.bias:
-        biases = input.new_empty(call.biases, dtype=SUMS if call.bias_parts else None)
-        bias_parts = biases if call.bias_parts else None
+    biases, bias_parts = room_for_biases(call, input) if call.bias else (None, None)
     dz_lower = None
-    (done,) = _none_done(call, input, 1) if call.joint else (None,)
+    (done,) = none_done(call, input, 1)
     for layer in reversed(range(L)):
         directions, first = call.weights(weights, layer), layer * D
         # Those of the layer's weights, and of one of its directions
@@ -454,30 +237,25 @@ def _backward(call, input, grads, masks, resets, saved, h_0, c_0, weights, needs
         grad_hidden = grad_output
         if projected:
             # The kernel's h is what W_hr projects, and it had no h_0.
-            grad_output = contiguous(grad_output)
             if grad_output is None:
                 grad_output = input.new_zeros(*rows, D * P)
-            elif grad_h_n is not None:
-                grad_output = grad_output.clone(memory_format=torch.contiguous_format)
-            for n in range(D if grad_h_n is not None else 0):
-                _add_at_end(_one(grad_output, n, D), grad_h_n[first + n], 1 - n, packing)
-            grad_hidden = input.new_empty(*rows, D * H)
-            for n, of_direction in enumerate(directions):
-                weight_hr, out = of_direction.weight_hr, _one(grad_hidden, n, D)
-                torch.mm(_one(grad_output, n, D), weight_hr, out=out)
+            if grad_h_n is not None:
+                grad_output = _with_last(grad_output, grad_h_n[first : first + D], packing)
+            grad_output = grad_output.contiguous()
+            grad_hidden = _grad_unprojected(grad_output, directions)
         if dz_lower is not None:
             grad_gates, dz_lower = dz_lower, None
         elif call.joint and layer % 2 and below:
             mask = contiguous(masks[layer - 1]) if masks else None
-            dz_lower, grad_gates = _joint_backward(
+            dz_lower, grad_gates = joint_backward(
                 call, saved[layer * SAVED - 2 : layer * SAVED], (steps, weight_hh_t), mask,
-                _aligned(grad_hidden), grad_h_n, grad_c_n, grad_h_0, grad_c_0, bias_parts,
+                aligned(grad_hidden), grad_h_n, grad_c_n, grad_h_0, grad_c_0, bias_parts,
                 done[layer // 2], layer - 1, T, B, flags,
             )  # fmt: skip
         else:
             grad_gates = input.new_empty(D * math.prod(rows), 4 * H)
             kernels().backward.lstm_backward(
-                steps, weight_hh_t, _aligned(grad_hidden), None if projected else grad_h_n,
+                steps, weight_hh_t, aligned(grad_hidden), None if projected else grad_h_n,
                 grad_c_n, grad_gates, None if projected or call.sliced else grad_h_0, grad_c_0,
                 bias_parts, layer, D, T, B, call.tile,
                 packing and packing.offsets, flags,
@@ -486,7 +264,7 @@ def _backward(call, input, grads, masks, resets, saved, h_0, c_0, weights, needs
         grad_gates = (grad_gates,) if D == 1 else grad_gates.chunk(2)
         for n in range(D if call.bias and bias_parts is None else 0):
             if True in needs_weights[at + n * step + 2 : at + n * step + 4]:
-                _sum_gates(grad_gates[n], biases, first + n)
+                sum_gates(grad_gates[n], biases, first + n)
         if (projected or call.sliced) and needs_h_0:
             for n, of_direction in enumerate(directions):
                 dz = _at_end(grad_gates[n], n, B, packing)
@@ -516,7 +294,7 @@ def _backward(call, input, grads, masks, resets, saved, h_0, c_0, weights, needs
             if masks and layer > 0:
                 grad_output = grad_output * masks[layer - 1]
     if call.bias:
-        _give_biases(call, biases, grad_weights, input.dtype)
+        give_biases(call, biases, grad_weights, input.dtype)
         pairs = zip(grad_weights, needs_weights, strict=True)
         grad_weights = [grad if need else None for grad, need in pairs]
     if resets is not None:
@@ -525,20 +303,23 @@ def _backward(call, input, grads, masks, resets, saved, h_0, c_0, weights, needs
     return grad_output, grad_h_0, grad_c_0, *grad_weights
 
 
-def _transposed(D, layer):
-    """Matrices of a layer that forward transposes: W_hh of each direction; and W_ih of what may be
-    the upper of two layers at once, second.
-    """
-    return 2 if D == 2 or layer % 2 else 1
+def _with_last(grad_output, grad_h_n, packing):
+    """The gradient of a layer's h, (*rows, D P), plus that of its last states, (D, B, P)."""
+    grad_output = grad_output.clone(memory_format=torch.contiguous_format)
+    for n, grad in enumerate(grad_h_n):
+        _add_at_end(_one(grad_output, n, len(grad_h_n)), grad, 1 - n, packing)
+    return grad_output
 
 
-@cache
-def kernels():
-    """The package of the kernels, whose import needs Triton: where the first of them runs."""
-    from . import kernels
-    from .kernels import backward, forward, joint_backward, joint_forward, slices, step  # noqa: F401
-
-    return kernels
+def _grad_unprojected(grad_output, directions):
+    """Gradient of h before its projection (*rows, D H), of that after it (*rows, D P)."""
+    D, *rows = len(directions), *grad_output.shape[:-1]
+    H = directions[0].weight_hr.shape[1]
+    grad_hidden = grad_output.new_empty(*rows, D * H)
+    for n, of_direction in enumerate(directions):
+        out = _one(grad_hidden, n, D)
+        torch.mm(_one(grad_output, n, D), of_direction.weight_hr, out=out)
+    return grad_hidden
 
 
 def _gates_ih(x, directions):
@@ -680,15 +461,3 @@ def _stack(directions, number):
     if x is None or len(directions) == 1:
         return contiguous(x)
     return torch.stack([weights[number] for weights in directions])
-
-
-def contiguous(x):
-    return x if x is None else x.contiguous()
-
-
-def _aligned(x):
-    """Contiguous, and where the loop's vector loads can read it: elsewhere it compiles without."""
-    if x is None:
-        return x
-    x = x.contiguous()
-    return x if x.data_ptr() % 16 == 0 else x.clone()

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import layer, ops, recompute, reference
 from . import plan as plans
+from .call import plan_call
 from .checks import alike, check_resets, differentiable, shape_of, two_tensors, weight_sizes
 from .packing import Packing
 from .precision import autocasts, compute_dtype, fp32_precision
@@ -104,7 +105,7 @@ class LSTM(RNNBase):
             if plan.path == "reference":
                 layers, sizes = reference.by_layer(weights, L * D), packing and packing.batch_sizes
                 return reference.lstm(input, h_0, c_0, layers, masks, resets, D, sizes)
-            call = layer.plan_call(
+            call = plan_call(
                 plan, L, D, self.hidden_size, self.proj_size, self.bias,
                 packing.B if packing else input.shape[1],
             )  # fmt: skip

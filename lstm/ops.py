@@ -9,6 +9,7 @@ import torch
 
 from . import layer, native, reference
 from . import plan as plans
+from .call import plan_call
 from .checks import differentiable, weight_sizes
 from .reference import by_layer, named
 
@@ -152,7 +153,7 @@ def _plan_call(plan, weights, count, D, B):
     # The compiler may have sizes as numbers that it does not know; a change of them compiles anew.
     H, P = map(int, _sizes(weights))
     size = len(weights) // count
-    return layer.plan_call(plan, count // D, D, H, P if size % 2 else 0, size > 3, B)
+    return plan_call(plan, count // D, D, H, P if size % 2 else 0, size > 3, B)
 
 
 def _call(input, weights, count, D, precision):

@@ -35,7 +35,7 @@ def fp32_precision():
 
 def on_device_of(function, call, input, *arguments):
     """function(call, input, *arguments), run on the input's GPU with `matmul_in` the precision of
-    the call (layer.Call); a CPU has neither of them.
+    the call (lstm.call.Call); a CPU has neither of them.
     """
     if not input.is_cuda:
         return function(call, input, *arguments)

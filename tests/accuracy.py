@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from lstm import layer, reference
+from lstm.call import plan_call
 from lstm.packing import Packing
 from lstm.plan import capability, interpreted, multiprocessors, plan, two_at_once
 from lstm.reference import relative_error
@@ -164,7 +165,7 @@ def call_of(case, **changes):
     plan = replace(plan, tile=tuple((dict(plan.tile) | changes).items()))
     packed, (weights, *_) = packing(case), case.layers
     rows, columns = weights[1].shape
-    call = layer.plan_call(
+    call = plan_call(
         plan, len(case.layers) // case.D, case.D, rows // 4, columns if len(weights) % 2 else 0,
         len(weights) > 3, packed.B if packed else case.input.shape[1],
     )  # fmt: skip

@@ -5,7 +5,8 @@ import torch
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jvp, vmap
 
-from lstm import LSTM, layer, native, reference
+from lstm import LSTM, layer, native, pieces, reference
+from lstm.call import plan_call
 from lstm.packing import Packing
 from lstm.plan import plan
 from tests.accuracy import CEILING
@@ -247,9 +248,9 @@ class Launches:
 @pytest.fixture
 def in_float64(monkeypatch):
     stand_ins = Launches()
-    monkeypatch.setattr(layer, "SUMS", torch.float64)
-    monkeypatch.setattr(layer.kernels().forward, "lstm_forward", stand_ins.forward)
-    monkeypatch.setattr(layer.kernels().backward, "lstm_backward", stand_ins.backward)
+    monkeypatch.setattr(pieces, "SUMS", torch.float64)
+    monkeypatch.setattr(pieces.kernels().forward, "lstm_forward", stand_ins.forward)
+    monkeypatch.setattr(pieces.kernels().backward, "lstm_backward", stand_ins.backward)
 
 
 FUNCTIONS = {
@@ -282,7 +283,7 @@ def function_of(
     """A call on the kernels in float64, as gradcheck takes it: a function and its inputs. places:
     of what it returns; frozen: what needs no gradient, weights by their number.
     """
-    call = layer.plan_call(plan(H, B, torch.float32, None, True), L, D, H, P, bias, B)
+    call = plan_call(plan(H, B, torch.float32, None, True), L, D, H, P, bias, B)
     rows = (T, B)
     if lengths:
         sizes = torch.tensor([sum(length > t for length in lengths) for t in range(T)])
@@ -305,7 +306,7 @@ def function_of(
         input, *rest = inputs
         h_0, c_0 = rest[:2] if hx else (None, None)
         outputs = layer.lstm(call, input, h_0, c_0, rest[2 * hx :], masks, flags)
-        name = "_PlainLSTM" if call.plain and not hx and not masks and not resets else "_LSTM"
+        name = "PlainLSTM" if call.plain and not hx and not masks and not resets else "_LSTM"
         assert outputs[0].grad_fn.name() == f"{name}Backward"
         return tuple(outputs[place] for place in places)
 

@@ -194,16 +194,6 @@ def test_no_bias(device):
     assert_matches(make_case(4, 5, 7, 20, device=device, bias=False, num_layers=2))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_no_state_given_is_zeros(dtype, device):
-    case = make_case(3, 5, 7, 20, dtype, device, hx=False, num_layers=2)
-    assert_matches(case)
-    without, h_n = ours(case), case.upstream["h_n"]
-    case.h_0, case.c_0 = torch.zeros_like(h_n), torch.zeros_like(h_n)
-    given = ours(case)
-    assert all(torch.equal(without[name], given[name]) for name in without)
-
-
 # Each alone, since None then stands for zeros in the kernel
 @pytest.mark.parametrize("reach", ["output", "h_n", "c_n", "output c_n", "h_n c_n"])
 def test_gradients_from_a_part_of_the_results(reach, device):

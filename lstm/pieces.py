@@ -1,0 +1,100 @@
+"""What layer.py and plain.py, the two ways through a stack of layers, have alike."""
+
+from functools import cache
+
+import torch
+
+from . import reference
+from .reference import by_layer
+
+# Dtype in which the kernels sum the biases' gradients
+SUMS = torch.float32
+
+
+@cache
+def kernels():
+    """The package of the kernels, whose import needs Triton: where the first of them runs."""
+    from . import kernels
+    from .kernels import backward, forward, joint_backward, joint_forward, slices, step  # noqa: F401
+
+    return kernels
+
+
+def contiguous(x):
+    return x if x is None else x.contiguous()
+
+
+def aligned(x):
+    """Contiguous, and where the loop's vector loads can read it: elsewhere it compiles without."""
+    if x is None:
+        return x
+    x = x.contiguous()
+    return x if x.data_ptr() % 16 == 0 else x.clone()
+
+
+def transposed(D, layer):
+    """Matrices of a layer that forward transposes: W_hh of each direction; and W_ih of what may be
+    the upper of two layers at once, second.
+    """
+    return 2 if D == 2 or layer % 2 else 1
+
+
+def none_done(call, like, passes):
+    """Of each pass the counters of all pairs of layers at once, before the first step
+    (kernels/progress.py); None of other layers.
+    """
+    sizes = passes, call.L // 2, 3, call.grid[0]
+    return like.new_zeros(sizes, dtype=torch.int32) if call.joint else (None,) * passes
+
+
+def captured(x):
+    """Whether this becomes part of a CUDA graph, which may run more than once."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def joint_backward(
+    call, lower, upper, mask, grad_output, grad_h_n, grad_c_n, grad_h_0, grad_c_0, bias_parts, done,
+    layer, T, B, resets=None,
+):  # fmt: skip
+    """Gradients of the gates' sums of two layers, `layer` and the next, at once. lower, upper:
+    steps and weight_hh_t of each; grad_output: of the upper, None for zeros.
+    """
+    steps, H = lower[0], call.H
+    grad_lower, dz_lower, dz_upper = (steps.new_empty(T * B, n * H) for n in (1, 4, 4))
+    grad_upper = steps.new_zeros(T * B, H) if grad_output is None else grad_output
+    kernels().joint_backward.lstm_joint_backward(
+        (*lower, grad_lower, dz_lower), (*upper, grad_upper, dz_upper), mask, grad_h_n, grad_c_n,
+        grad_h_0, grad_c_0, bias_parts, done, layer, T, B, call.tile, resets,
+    )  # fmt: skip
+    return dz_lower, dz_upper
+
+
+def room_for_biases(call, like):
+    """For all biases' gradients, and what of it the kernels fill: all, with parts of them, or
+    nothing.
+    """
+    biases = like.new_empty(call.biases, dtype=SUMS if call.bias_parts else None)
+    return biases, biases if call.bias_parts else None
+
+
+def sum_gates(grad_gates, biases, number):
+    """The gradients of a layer's biases in a direction, which no kernel has summed."""
+    torch.sum(grad_gates.expand(2, -1, -1), 1, out=biases[:, number])
+
+
+def give_biases(call, biases, grad_weights, dtype):
+    """The biases' gradients into the flat list of all weights' gradients."""
+    # The same for both biases, but not the same numbers in memory, which callers may write to.
+    sums = biases.expand(2, -1, -1, -1).sum(2).to(dtype) if call.bias_parts else biases
+    grad_weights[2 :: call.size], grad_weights[3 :: call.size] = sums[0].unbind(), sums[1].unbind()
+
+
+def differentiable_backward(call, inputs, needs, grads, masks=None, resets=None):
+    """`layer.backward` to be differentiated again."""
+    sizes = call.packing and call.packing.batch_sizes
+
+    def function(input, h_0, c_0, *weights):
+        layers = by_layer(weights, call.L * call.D)
+        return reference.lstm(input, h_0, c_0, layers, masks, resets, call.D, sizes)
+
+    return reference.backward(function, inputs, needs, grads)

@@ -1,0 +1,123 @@
+"""Training as most of it runs, in few lines of Python: layer.py has the same for all calls."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .pieces import (
+    aligned,
+    captured,
+    contiguous,
+    differentiable_backward,
+    give_biases,
+    joint_backward,
+    kernels,
+    none_done,
+    room_for_biases,
+    sum_gates,
+    transposed,
+)
+from .precision import on_device_of
+
+
+class PlainLSTM(torch.autograd.Function):
+    """layer.lstm from zeros, in one direction and one slice, nothing packed, projected, dropped or
+    reset, as most training runs it.
+
+    The equations around the kernels are all that is left of it: host time bounds a small LSTM, and
+    the questions that the rest asks of a call take more of it than the answers (bench/host.py).
+    """
+
+    @staticmethod
+    def forward(ctx, call, input, *weights):
+        outputs, saved, ctx.done = on_device_of(_forward, call, input, weights)
+        ctx.call = call
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(input, *saved, *weights)
+        return outputs
+
+    @staticmethod
+    def backward(ctx, *grads):
+        call, needs, tensors = ctx.call, ctx.needs_input_grad[1:], ctx.saved_tensors
+        end = 3 * call.L + 2
+        input, saved, weights = tensors[0], tensors[1:end], tensors[end:]
+        if torch.is_grad_enabled():
+            inputs, needs = (input, None, None, *weights), (needs[0], False, False, *needs[1:])
+            grad_input, _, _, *grads = differentiable_backward(call, inputs, needs, grads)
+            return None, grad_input, *grads
+        # Zeros for the first backward only.
+        done, ctx.done = ctx.done, None
+        return on_device_of(_backward, call, input, grads, saved, weights, needs, done)
+
+
+def _forward(call, input, weights):
+    """output, h_n, c_n; the input as rows, then of each layer steps, W_hh transposed and output, as
+    rows but for the last; and what `none_done` gives a backward.
+    """
+    L, H, numbers, tile, (T, B, I) = call.L, call.H, call.numbers, call.tile, input.shape
+    h_n, c_n = input.new_empty(L, B, H), input.new_empty(L, B, H)
+    x = input.reshape(T * B, I)
+    saved, lower = [x], None
+    # Of both passes at once: a launch less.
+    done, done_backward = none_done(call, x, 2)
+    for layer in range(L):
+        weight_ih, weight_hh, *biases = weights[4 * layer : 4 * layer + 4]
+        # Of two layers at once the kernel multiplies for the upper.
+        gates_ih = x.new_empty(T * B, 4 * H) if lower else F.linear(x, weight_ih)
+        x = input.new_empty(T, B, H) if layer == L - 1 else input.new_empty(T * B, H)
+        steps = input.new_empty((1 + 5 * T) * numbers)
+        weight_hh_t = input.new_empty(transposed(1, layer), H, 4 * H)
+        saved += (steps, weight_hh_t, x)
+        own = gates_ih, *map(Tensor.contiguous, (*biases, weight_hh)), x, steps, weight_hh_t
+        if lower:
+            kernels().joint_forward.lstm_joint_forward(
+                lower, own, None, weight_ih.contiguous(), None, None, h_n, c_n, done[layer // 2],
+                layer - 1, T, B, tile,
+            )  # fmt: skip
+            lower = None
+        elif call.joint and layer < L - 1:
+            lower = own
+        else:
+            kernels().forward.lstm_forward(*own, None, None, h_n, c_n, layer, 1, T, B, tile)
+    return (x, h_n, c_n), saved, done_backward
+
+
+def _backward(call, input, grads, saved, weights, needs, done):
+    """None, then gradients of the input and the weights, for those needed.
+
+    done: as `_forward` gave it, to the first backward; None to any further.
+    """
+    L, H, tile, (T, B, I), (needs_input, *needs) = call.L, call.H, call.tile, input.shape, needs
+    grad, grad_h_n, grad_c_n = grads
+    grad = aligned(grad)
+    if grad_h_n is not None or grad_c_n is not None:
+        grad_h_n, grad_c_n = contiguous(grad_h_n), contiguous(grad_c_n)
+    h, grad_weights, dz_lower = saved[-1].view(T * B, H), [None] * len(weights), None
+    biases, bias_parts = room_for_biases(call, input)
+    if call.joint and (done is None or captured(input)):
+        (done,) = none_done(call, input, 1)
+    for layer in range(L - 1, -1, -1):
+        x, *own = saved[3 * layer : 3 * layer + 3]
+        at = 4 * layer
+        below = needs_input or True in needs[:at]
+        if dz_lower is not None:
+            dz, dz_lower = dz_lower, None
+        elif call.joint and layer % 2 and below:
+            dz_lower, dz = joint_backward(
+                call, saved[at - layer - 2 : at - layer], own, None, grad, grad_h_n, grad_c_n,
+                None, None, bias_parts, done[layer // 2], layer - 1, T, B,
+            )  # fmt: skip
+        else:
+            dz = input.new_empty(T * B, 4 * H)
+            own = *own, grad, grad_h_n, grad_c_n, dz, None, None, bias_parts
+            kernels().backward.lstm_backward(*own, layer, 1, T, B, tile)
+        grad_weights[at] = dz.t() @ x if needs[at] else None
+        grad_weights[at + 1] = dz[B:].t() @ h[:-B] if needs[at + 1] else None
+        if bias_parts is None and True in needs[at + 2 : at + 4]:
+            sum_gates(dz, biases, layer)
+        if not below:
+            break
+        # Of two layers at once the kernel has multiplied for the lower.
+        grad, h = dz @ weights[at] if dz_lower is None else None, x
+    give_biases(call, biases, grad_weights, input.dtype)
+    return None, grad.view(T, B, I) if needs_input else None, *grad_weights
