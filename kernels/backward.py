@@ -140,16 +140,16 @@ def to_matrices(w, BLOCK_H: tl.constexpr, VEC: tl.constexpr):
 def load_matrices(
     weight_t_ptr, DOT: tl.constexpr, H: tl.constexpr, BLOCK_H: tl.constexpr, VEC: tl.constexpr
 ):
-    """W_hh^T as operands A, and the inverse of their scale."""
+    """W_hh^T as operands A, the inverse of their scale, and whether it is infinite (operand.py)."""
     pointers, mask = matrix_pointers(weight_t_ptr, H, BLOCK_H, VEC)
-    w, inverse = load_weights(pointers, mask, 1.0, DOT)
+    w, inverse, infinite = load_weights(pointers, mask, 1.0, DOT)
     w_if, w_go = to_matrices(w, BLOCK_H, VEC)
-    return w_if, w_go, inverse
+    return w_if, w_go, inverse, infinite
 
 
 @inline
 def layer_backward(
-    w_if, w_go, inverse, steps_ptr, weight_hh_t_ptr, grad_output_ptr, grad_h_n_ptr,
+    w_if, w_go, inverse, infinite, steps_ptr, weight_hh_t_ptr, grad_output_ptr, grad_h_n_ptr,
     grad_c_n_ptr, offsets_ptr, resets_ptr, grad_gates_ptr, grad_h_0_ptr, grad_c_0_ptr,
     grad_bias_ptr, ready_ptr, there, done_ptr,
     tile, tiles, layer, T, B, H: tl.constexpr, D: tl.constexpr,
@@ -157,10 +157,10 @@ def layer_backward(
 ):  # fmt: skip
     """What a program of lstm_backward_kernel does, whose docstring has the arguments.
 
-    w_if, w_go, inverse: W_hh^T as `load_matrices` has it, None where it is to be loaded. tile:
-    which, of tiles. ready, done: None; or, of one of two layers at once, the counters of the steps
-    of grad_output that are there, of which `there` are known to be, and of its own (progress.py),
-    both from the last step on.
+    w_if, w_go, inverse, infinite: W_hh^T as `load_matrices` has it, None where it is to be loaded.
+    tile: which, of tiles. ready, done: None; or, of one of two layers at once, the counters of the
+    steps of grad_output that are there, of which `there` are known to be, and of its own
+    (progress.py), both from the last step on.
     """
     dtype: tl.constexpr = grad_gates_ptr.dtype.element_ty
     FLOAT32: tl.constexpr = dtype == tl.float32
@@ -216,7 +216,7 @@ def layer_backward(
         r_if, r_go = to_matrices(w_rest, BLOCK_H, VEC)
         w_if, w_go = to_matrices(w, BLOCK_H, VEC)
     elif w_if is None:
-        w_if, w_go, inverse = load_matrices(weight_hh_t_ptr, DOT, H, BLOCK_H, VEC)
+        w_if, w_go, inverse, infinite = load_matrices(weight_hh_t_ptr, DOT, H, BLOCK_H, VEC)
 
     unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H)
     mask = (tile * BLOCK_B + sequence < B) & (unit < H)
@@ -275,7 +275,7 @@ def layer_backward(
     buffers = shared_memory((2 if EXACT else 1) * BYTES + 2 * TABLE)
     tables = buffers + BYTES
     if LAGGED:
-        declare_overflow()
+        declare_overflow(infinite)
         given = tl.maximum(tl.abs(dh), tl.abs(dc))
         write_largest(given, tables + TABLE)
         scale, inverse_s = power_of_two(tl.max(given, axis=0)[None, :] * ROOM)
@@ -356,8 +356,9 @@ def layer_backward(
             dh += rest / REST
         if LAGGED:  # noqa: SIM102 (known when the kernel is compiled, the other when it runs)
             if overflowed(dh) > 0:
-                # In all warps, since each has a sum over all units of each sequence. Nobody
-                # still reads the buffer: the largest number is found by way of a barrier.
+                # In all warps: each has a sum over all units of each sequence, or it is for the
+                # weights. Nobody still reads the buffer: the largest number is found by way of a
+                # barrier.
                 q_i, q_f, q_g, q_o, inverse_s = gates_to_range(di, df, dg, do, 0)
                 words = exchange(q_i.to(DOT), q_f.to(DOT), q_g.to(DOT), q_o.to(DOT), buffer)
                 dh = gates_product(w_if, w_go, words, BLOCK_H, BLOCK_B, DOT)
@@ -447,9 +448,9 @@ def lstm_backward_kernel(
         own dtype where they are written. grad_bias is of what they were before.
     """
     layer_backward(
-        None, None, None, steps_ptr, weight_hh_t_ptr, grad_output_ptr, grad_h_n_ptr, grad_c_n_ptr,
-        offsets_ptr, resets_ptr, grad_gates_ptr, grad_h_0_ptr, grad_c_0_ptr, grad_bias_ptr,
-        None, None, None,
+        None, None, None, 0, steps_ptr, weight_hh_t_ptr, grad_output_ptr, grad_h_n_ptr,
+        grad_c_n_ptr, offsets_ptr, resets_ptr, grad_gates_ptr, grad_h_0_ptr, grad_c_0_ptr,
+        grad_bias_ptr, None, None, None,
         tl.program_id(0).to(tl.int64), tl.num_programs(0), layer, T, B, H, D,
         BLOCK_H, BLOCK_B, VEC, EXACT,
     )  # fmt: skip

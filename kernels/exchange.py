@@ -307,12 +307,15 @@ def read_largest(x, address):
 
 
 @inline
-def declare_overflow():
-    """What `overflowed` needs, once."""
+def declare_overflow(always):
+    """What `overflowed` needs, once. always: 1 where all warps are to say yes every time: with
+    infinite weights, which make infinities in some warps' units only.
+    """
     if not INTERPRETED:
         tl.inline_asm_elementwise(
-            ".reg .pred overflow; setp.ne.s32 overflow, 0, 0; mov.b32 $0, 0;", "=r", [],
-            dtype=tl.int32, is_pure=False, pack=1,
+            ".reg .pred overflow, always; setp.ne.s32 always, $1, 0; "
+            "or.pred overflow, always, always; mov.b32 $0, 0;",
+            "=r,r", [always], dtype=tl.int32, is_pure=False, pack=1,
         )  # fmt: skip
 
 
@@ -331,6 +334,6 @@ def overflowed(x):
         )  # fmt: skip
         return tl.inline_asm_elementwise(
             "{ .reg .pred p; vote.sync.any.pred p, overflow, -1; selp.s32 $0, 1, 0, p; "
-            "setp.ne.s32 overflow, 0, 0; }",
+            "or.pred overflow, always, always; }",
             "=r", [], dtype=tl.int32, is_pure=False, pack=1,
         )  # fmt: skip

@@ -180,7 +180,7 @@ def load_matrix(
     """W_hh as operand A and the inverse of its scale. half: what multiplies rows of i, f and o."""
     pointers, mask, gate = matrix_pointers(weight_ptr, H, BLOCK_H, VEC)
     factor = 1.0 if half is None else tl.where(gate == 2, 1.0, half)
-    w, inverse = load_weights(pointers, mask, factor, DOT, LEAST)
+    w, inverse, _ = load_weights(pointers, mask, factor, DOT, LEAST)
     return to_matrix(w, BLOCK_H, VEC), inverse
 
 

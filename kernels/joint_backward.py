@@ -105,6 +105,7 @@ def multiply_backward(
         "resets_ptr",
         "grad_h_0_ptr",
         "grad_c_0_ptr",
+        "done_ptr",
     ],
 )
 def lstm_joint_backward_kernel(
@@ -131,7 +132,7 @@ def lstm_joint_backward_kernel(
     upper = stage == 0
     weight_t_ptr = tl.where(upper, weight_hh_1_t_ptr, weight_hh_t_ptr)
     weight_t_ptr = tl.where(stage == 1, weight_hh_1_t_ptr + 4 * H * H, weight_t_ptr)
-    w_if, w_go, inverse = load_matrices(weight_t_ptr, DOT, H, BLOCK_H, VEC)
+    w_if, w_go, inverse, infinite = load_matrices(weight_t_ptr, DOT, H, BLOCK_H, VEC)
     if stage == 1:
         multiply_backward(
             w_if, w_go, inverse, grad_gates_1_ptr, mask_ptr, grad_output_ptr, done_ptr,
@@ -139,7 +140,7 @@ def lstm_joint_backward_kernel(
         )  # fmt: skip
         return
     layer_backward(
-        w_if, w_go, inverse, tl.where(upper, steps_1_ptr, steps_ptr), None,
+        w_if, w_go, inverse, infinite, tl.where(upper, steps_1_ptr, steps_ptr), None,
         tl.where(upper, grad_output_1_ptr, grad_output_ptr), grad_h_n_ptr, grad_c_n_ptr, None,
         resets_ptr, tl.where(upper, grad_gates_1_ptr, grad_gates_ptr), grad_h_0_ptr, grad_c_0_ptr,
         grad_bias_ptr,

@@ -89,6 +89,7 @@ def multiply_forward(
         "resets_ptr",
         "h_n_ptr",
         "c_n_ptr",
+        "done_ptr",
     ],
 )
 def lstm_joint_forward_kernel(

@@ -57,25 +57,27 @@ LEAST = tl.constexpr(2.0**-46)
 
 @inline
 def load_weights(pointers, mask, factor, DOT: tl.constexpr, LEAST: tl.constexpr = 0.0):
-    """The weights times factor and a power of two, in DOT, and the inverse of that power, which is
-    that of the largest weight or of LEAST.
+    """The weights times factor and a power of two, in DOT; the inverse of that power, which is that
+    of the largest weight or of LEAST; and of float32, whether some are not finite, 1 or 0.
     """
     w = tl.load(pointers, mask=mask, other=0.0).to(tl.float32) * factor
     if pointers.dtype.element_ty == DOT:
-        return w.to(DOT), 1.0
+        return w.to(DOT), 1.0, 0
     else:
         # A fixed power serves where the largest weight is between 1/256 and 256. It takes no second
         # look at float32 weights, for which registers are too few.
-        inverse = 1.0 / 256.0
+        inverse, infinite = 1.0 / 256.0, 0
         w = _to_float16(w * 256.0)
         largest = tl.max((w.to(tl.int16, bitcast=True) & 0x7FFF).to(tl.int32))
         if uniform(((largest < 0x3C00) | (largest >= 0x7C00)).to(tl.int32)) > 0:  # 1, inf, NaN
             w = tl.load(pointers, mask=mask, other=0.0).to(tl.float32) * factor
             size = tl.abs(w)
-            largest_size = tl.max(tl.where(size < float("inf"), size, 0.0))
+            finite = size < float("inf")
+            infinite = tl.max(1 - finite.to(tl.int32))
+            largest_size = tl.max(tl.where(finite, size, 0.0))
             scale, inverse = power_of_two(tl.maximum(largest_size, LEAST))
             w = _to_float16(w * scale)
-        return w, inverse
+        return w, inverse, infinite
 
 
 @inline

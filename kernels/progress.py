@@ -76,11 +76,17 @@ def wait(ready_ptr, known, needed):
 @inline
 def _spin(ready_ptr, needed):
     """Ask SPIN_LIMIT times at most, then say that it was in vain."""
-    spins = 0
-    known = tl.load(ready_ptr, volatile=True)
+    spins, known = 0, _ask(ready_ptr)
     while (known < needed) & (spins < SPIN_LIMIT):
-        spins += 1
-        known = tl.load(ready_ptr, volatile=True)
+        spins, known = spins + 1, _ask(ready_ptr)
     if known < needed:
         tl.device_print("fused_lstm: waited in vain for the other layer's steps, of which", needed)
     return known
+
+
+@inline
+def _ask(ready_ptr):
+    return tl.inline_asm_elementwise(
+        "ld.acquire.gpu.global.b32 $0, [$1];", "=r,l", [ready_ptr.to(tl.int64)], dtype=tl.int32,
+        is_pure=False, pack=1,
+    )  # fmt: skip

@@ -98,7 +98,7 @@ def lstm_sliced_backward_kernel(
     row_unit = (wr // 8 * BLOCKS + block) * 16 + half * 8 + wr % 8
     unit += tl.program_id(2) * BLOCK_H
     weights = weight_hh_t_ptr + (row_unit * 4 + group) * H + unit
-    w, inverse = load_weights(weights, (row_unit < H) & (unit < H), 1.0, DOT)
+    w, inverse, _ = load_weights(weights, (row_unit < H) & (unit < H), 1.0, DOT)
     w = rows_in_order(to_operands(pin(w), PARTS, BLOCK_H, VEC, 4, 4, BLOCKS, 4))
 
     unit, sequence = slice_indices(BLOCK_H, BLOCK_B)

@@ -120,7 +120,7 @@ def lstm_sliced_forward_kernel(
     unit = wr % 8 * 2 + block // 2 + tl.program_id(2) * BLOCK_H
     factor = tl.where(gate == 2, 1.0, 0.5) if FAST else 1.0
     weights = weight_hh_ptr + (gate * H + unit) * H + k
-    w, inverse = load_weights(weights, (unit < H) & (k < H), factor, DOT, LEAST)
+    w, inverse, _ = load_weights(weights, (unit < H) & (k < H), factor, DOT, LEAST)
     # h from memory is put together by joins, which make kWidth 4 (Triton 3.6, 3.8).
     w = rows_in_order(to_operands(pin(w), PARTS, BLOCK_K // PARTS, VEC, 8, 1, 4, 4))
 

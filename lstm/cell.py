@@ -5,9 +5,9 @@ from torch import nn
 
 from . import plan as plans
 from . import reference
-from .checks import alike, differentiable, two_tensors
+from .checks import alike, beyond_kernels, differentiable, two_tensors
 from .pieces import contiguous
-from .precision import compute_dtype, matmul_fp32_precision
+from .precision import compute_dtype, matmul_fp32_precision, outside_autocast
 
 
 class LSTMCell(nn.LSTMCell):
@@ -130,10 +130,10 @@ class _LSTMCell(torch.autograd.Function):
     def backward(ctx, grad_h_1, grad_c_1):
         gates, c_1, *inputs = ctx.saved_tensors
         needs = ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled():
+        if beyond_kernels((grad_h_1, grad_c_1)):
             grads = reference.backward(_one_step, inputs, needs, (grad_h_1, grad_c_1))
         else:
-            with torch.cuda.device_of(gates):
+            with torch.cuda.device_of(gates), outside_autocast(gates):
                 grads = _backward(grad_h_1, grad_c_1, gates, c_1, *inputs, needs, ctx.tile)
         return None, *grads
 

@@ -1,7 +1,7 @@
 """What a module looks at in a call before a kernel starts."""
 
-from functools import lru_cache
-from operator import attrgetter
+from functools import lru_cache, partial
+from operator import attrgetter, is_not
 
 import torch
 from torch.nn.utils.rnn import PackedSequence
@@ -11,6 +11,8 @@ from .precision import compute_dtype
 
 _kind = attrgetter("device", "dtype", "layout")
 shape_of = attrgetter("shape")
+# Of torch.autograd.grad(..., is_grads_batched=True)
+_is_batch = torch._C._functorch.is_legacy_batchedtensor
 
 
 def two_tensors(hx):
@@ -38,6 +40,16 @@ def differentiable(tensors):
             if x is not None and x.requires_grad:
                 return True
     return False
+
+
+_given = partial(is_not, None)
+
+
+def beyond_kernels(grads):
+    """Whether a backward of these gradients, some of them None, is not for the kernels: it is to be
+    differentiated again, or they are batches, which have no memory that a kernel could read.
+    """
+    return torch.is_grad_enabled() or any(map(_is_batch, filter(_given, grads)))
 
 
 @lru_cache

@@ -5,7 +5,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from .checks import differentiable
+from .checks import beyond_kernels, differentiable
 from .pieces import (
     aligned,
     contiguous,
@@ -83,7 +83,7 @@ class _LSTM(torch.autograd.Function):
             tensors[at + 1 : end],
             tensors[end:],
         )
-        if torch.is_grad_enabled():
+        if beyond_kernels(grads):
             grads = differentiable_backward(call, inputs, needs, grads, masks, resets)
         else:
             grads = backward(call, grads, masks, resets, saved, inputs, needs)

@@ -3,6 +3,7 @@
 import torch
 
 from . import reference
+from .precision import outside_autocast
 
 
 def lstm(input, h_0, c_0, layers, masks=None, resets=None, D=1):
@@ -36,7 +37,11 @@ def backward(inputs, needs, grads, count, masks, resets, D):
     """
     # Below an operator autograd is switched off, key and all.
     autograd = torch._C.DispatchKey.AutogradFunctionality
-    with torch._C._SetExcludeDispatchKeyGuard(autograd, False), torch.enable_grad():
+    with (
+        torch._C._SetExcludeDispatchKeyGuard(autograd, False),
+        torch.enable_grad(),
+        outside_autocast(inputs[0]),
+    ):
         inputs = [
             x if x is None else x.detach().requires_grad_(need)
             for x, need in zip(inputs, needs, strict=True)

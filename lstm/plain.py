@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .checks import beyond_kernels
 from .pieces import (
     aligned,
     captured,
@@ -41,7 +42,7 @@ class PlainLSTM(torch.autograd.Function):
         call, needs, tensors = ctx.call, ctx.needs_input_grad[1:], ctx.saved_tensors
         end = 3 * call.L + 2
         input, saved, weights = tensors[0], tensors[1:end], tensors[end:]
-        if torch.is_grad_enabled():
+        if beyond_kernels(grads):
             inputs, needs = (input, None, None, *weights), (needs[0], False, False, *needs[1:])
             grad_input, _, _, *grads = differentiable_backward(call, inputs, needs, grads)
             return None, grad_input, *grads

@@ -232,7 +232,8 @@ def plan(
     return Plan(
         "fused", _where(card, interpret), tuple(tile.items()),
         tiles * (3 if joint else D * slices), f"two {operands}" if exact else operands,
-        joint is not None, slices, at_once, precision=precision,
+        joint is not None, slices, at_once,
+        precision=precision if dtype == torch.float32 else "",
     )  # fmt: skip
 
 

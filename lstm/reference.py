@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from .precision import outside_autocast
+
 
 class Weights(NamedTuple):
     """Of one direction of a layer, in nn.LSTM's order; None for what it lacks."""
@@ -72,21 +74,23 @@ def backward(function, inputs, needs, grads):
     """Gradients of a function for those of its inputs that need one, None for the others, to be
     differentiated again.
 
-    For create_graph=True, since the kernels' own have no derivative. grads: of what it returns,
-    None where the loss does not reach.
+    For create_graph=True, since the kernels' own have no derivative, and for a batch of gradients.
+    grads: of what it returns, None where the loss does not reach.
     """
-    # Views are new nodes that hang on the caller's graph, so that it ends at them here.
-    inputs = [x if x is None else x.view_as(x) for x in inputs]
-    given = [(x, g) for x, g in zip(function(*inputs), grads, strict=True) if g is not None]
-    needed = iter(
-        torch.autograd.grad(
-            [x for x, _ in given],
-            [x for x, need in zip(inputs, needs, strict=True) if need],
-            [grad for _, grad in given],
-            create_graph=True,
-            allow_unused=True,
+    again = torch.is_grad_enabled()
+    with torch.enable_grad(), outside_autocast(inputs[0]):
+        # Views are new nodes that hang on the caller's graph, so that it ends at them here.
+        inputs = [x if x is None else x.view_as(x) for x in inputs]
+        given = [(x, g) for x, g in zip(function(*inputs), grads, strict=True) if g is not None]
+        needed = iter(
+            torch.autograd.grad(
+                [x for x, _ in given],
+                [x for x, need in zip(inputs, needs, strict=True) if need],
+                [grad for _, grad in given],
+                create_graph=again,
+                allow_unused=True,
+            )
         )
-    )
     return [next(needed) if need else None for need in needs]
 
 

@@ -425,6 +425,43 @@ def exchanged_extremes(dtype):
     }
 
 
+def with_an_infinite_weight():
+    """Of each step and unit, whether its gates' gradients are finite, and whether they should be:
+    where a unit's forget gate is shut for good, by a weight that another unit's gradient meets.
+    """
+    H, T, B = 32, 3, 4
+    for module, name in ((forward, "lstm_forward_kernel"), (backward, "lstm_backward_kernel")):
+        setattr(module, name, Emulated(KERNELS[module, name], 90))
+    torch.manual_seed(0)
+    tile = config.tile(H, B, 4, block_b=4)
+    gates_ih, weight_hh = torch.randn(T, B, 4 * H), torch.randn(4, H, H) * H**-0.5
+    weight_hh[1, 5, 3] = math.inf
+    h_0, grad = torch.rand(1, B, H), torch.randn(T, B, H)
+    output, state = torch.empty(T, B, H), torch.empty(1, B, H)
+    steps, weight_hh_t = torch.empty((1 + 5 * T) * 4 * H), torch.empty(1, H, 4 * H)
+    sums, grad_gates = torch.empty(1, 4, 4 * H), torch.empty(T, B, 4 * H)
+    forward.lstm_forward(
+        gates_ih, None, None, weight_hh, output, steps, weight_hh_t, h_0, None, state,
+        state.clone(), 0, 1, T, B, tile,
+    )  # fmt: skip
+    backward.lstm_backward(
+        steps, weight_hh_t, grad, None, None, grad_gates, None, None, sums, 0, 1, T, B, tile
+    )
+    x = gates_ih.double().requires_grad_()
+    layer = None, weight_hh.double().flatten(0, 1)
+
+    def linear(x, weight):
+        # No identity for a weight: its zeros times a NaN are more of them.
+        return x if weight is None else F.linear(x, weight)
+
+    exact, _, _ = reference.lstm(x, h_0.double(), None, [layer], linear=linear)
+    exact.backward(grad.double())
+    return {
+        "found": [output.isfinite().all().item(), grad_gates.isfinite().tolist()],
+        "exact": [exact.isfinite().all().item(), x.grad.isfinite().tolist()],
+    }
+
+
 def without_waiting(case):
     """The errors where no program of two layers at once asks a second time whether it may go on."""
     jump = re.compile(r"@p bra again_\d+;")
@@ -450,7 +487,13 @@ def main():
     joint = Case(16, "bfloat16", 90, T=10, B=3, joint=True, block_b=4)
     waiting = without_waiting(joint)
     extremes = {dtype: exchanged_extremes(dtype) for dtype in ("float32", "float16", "bfloat16")}
-    made = {"errors": errors, "defects": defects, "without waiting": waiting, "extremes": extremes}
+    made = {
+        "errors": errors,
+        "defects": defects,
+        "without waiting": waiting,
+        "extremes": extremes,
+        "infinite weight": with_an_infinite_weight(),
+    }
     print(json.dumps(made))
 
 

@@ -56,6 +56,14 @@ def test_slices_exchange_nan_and_one(dtype, emulated):
     assert extremes == {"NaN": [False, True, False], "finite": [True, False, True], "most": 1.0}
 
 
+def test_an_infinite_weight_keeps_warps_together(emulated):
+    """All warps multiply again where one has to: they meet at barriers on the way."""
+    found, exact = emulated["infinite weight"]["found"], emulated["infinite weight"]["exact"]
+    assert found == exact
+    # The last step's gradients have met no weight yet, those before them some.
+    assert all(map(all, exact[1][-1])) and not all(map(all, exact[1][0]))
+
+
 def test_a_tensor_one_number_short_is_found(emulated):
     (error,) = emulated["defects"]["short tensors"]
     assert error.startswith("out of bounds")

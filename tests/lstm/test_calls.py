@@ -346,14 +346,48 @@ def test_autocast_does_not_take_input_that_nn_lstm_rejects(dtype, device):
             module(x)
 
 
+# What backward may be called in
+WAYS = {
+    "plain": {}, "directions": {"bidirectional": True}, "projected": {"proj_size": 7},
+    "parts": {"recompute": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_backward_inside_an_autocast_that_forward_had_not(options, create_graph, device):
+    ours, x = LSTM(5, 20, 2, device=device, **options), make_input(4, 3, 5, device=device)
+    leaves = [x.requires_grad_(), *ours.parameters()]
+
+    def gradients(dtype):
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            with torch.autocast(device.type, enabled=False):
+                loss = ours(x)[0].square().sum()
+            return torch.autograd.grad(loss, leaves, create_graph=create_graph)
+
+    assert_equal(gradients(torch.bfloat16), gradients(None))
+
+
+@pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
+def test_a_batch_of_gradients_at_once(options, device):
+    ours, x = LSTM(5, 20, 2, device=device, **options), make_input(4, 3, 5, device=device)
+    leaves, (output, _) = [x.requires_grad_(), *ours.parameters()], ours(x)
+    given = make_input(2, *output.shape, device=device)
+    each = [torch.autograd.grad(output, leaves, one, retain_graph=True) for one in given]
+    batch = torch.autograd.grad(output, leaves, given, is_grads_batched=True)
+    assert_same(batch, [torch.stack(gradients) for gradients in zip(*each, strict=True)])
+
+
 # On a GPU
 
 
+# Few steps are taken a layer at a time, more in two layers at once.
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
-def test_a_cuda_graph_replays_a_step(device):
+@pytest.mark.parametrize("T", [4, 17])
+def test_a_cuda_graph_replays_a_step(T, device):
     ours, _ = pair(5, 20, 2, device=device)
-    x = make_input(4, 3, 5, device=device)
-    gradient = make_input(4, 3, 20, device=device)
+    x = make_input(T, 1, 5, device=device)
+    gradient = make_input(T, 1, 20, device=device)
 
     def step():
         output, _ = ours(x)
@@ -365,7 +399,7 @@ def test_a_cuda_graph_replays_a_step(device):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = step()
-    x.copy_(make_input(4, 3, 5, device=device))
+    x.copy_(make_input(T, 1, 5, device=device))
     graph.replay()
     assert_equal(captured, step())
 

@@ -210,6 +210,25 @@ def test_autocast_is_a_cast_of_all_that_goes_in(dtype, device, launches):
     assert launches == {"forward": 2, "backward": 0}
 
 
+def test_backward_inside_an_autocast_that_forward_had_not(device):
+    ours, x = lstm.LSTMCell(5, 20, device=device), make(3, 5, device=device)
+    leaves = [x, *ours.parameters()]
+    expected = torch.autograd.grad(ours(x)[0].square().sum(), leaves)
+    loss = ours(x)[0].square().sum()
+    with torch.autocast(device.type, torch.bfloat16):
+        assert_equal(torch.autograd.grad(loss, leaves), expected)
+
+
+def test_a_batch_of_gradients_at_once(device):
+    ours, x = lstm.LSTMCell(5, 20, device=device), make(3, 5, device=device)
+    leaves, (h_1, _) = [x, *ours.parameters()], ours(x)
+    given = torch.randn(2, *h_1.shape, device=device)
+    each = [torch.autograd.grad(h_1, leaves, one, retain_graph=True) for one in given]
+    batch = torch.autograd.grad(h_1, leaves, given, is_grads_batched=True)
+    for ours, theirs in zip(batch, zip(*each, strict=True), strict=True):
+        assert relative_error(ours, torch.stack(theirs)) <= CEILING[torch.float32]
+
+
 # What nn.LSTMCell rejects, and how
 BAD_CALLS = {
     "no_input": lambda m: m(),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lstm import LSTM, layer
+from lstm import LSTM, layer, plain, precision
 from lstm.kernels import backward, forward
 from lstm.precision import fp32_precision, matmul_in
 
@@ -44,6 +44,29 @@ def test_matmul_in_restores_after_an_exception():
     assert matmul.fp32_precision == "ieee"
 
 
+@pytest.mark.usefixtures("restored")
+def test_matmul_in_restores_when_the_last_of_several_has_left():
+    """As threads leave, in any order."""
+    matmul.fp32_precision = "ieee"
+    first, second = matmul_in("tf32"), matmul_in("tf32")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__()
+    assert matmul.fp32_precision == "tf32"
+    second.__exit__()
+    assert matmul.fp32_precision == "ieee"
+
+
+@pytest.mark.usefixtures("restored")
+def test_matmul_in_sets_nothing_for_other_dtypes_nor_beside_tunable_op(monkeypatch):
+    matmul.fp32_precision = "ieee"
+    with matmul_in(""):
+        assert matmul.fp32_precision == "ieee"
+    monkeypatch.setattr(precision, "_tunes", lambda: True)
+    with matmul_in("tf32"):
+        assert matmul.fp32_precision == "ieee"
+
+
 def test_matmul_in_leaves_the_default_unset():
     before = matmul.fp32_precision
     with matmul_in("ieee"):
@@ -72,6 +95,7 @@ def test_a_call_runs_its_products_in_the_lstms_precision(monkeypatch, device):
             return function(call, *arguments)
 
     monkeypatch.setattr(layer, "on_device_of", on_device_of)
+    monkeypatch.setattr(plain, "on_device_of", on_device_of)
     before = matmul.fp32_precision
     output, _ = LSTM(5, 20, device=device)(torch.zeros(2, 3, 5, device=device))
     assert matmul.fp32_precision == before
