@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from bench import mnist
 from bench.train_mnist import SEED, Classifier
-from bench.training import Training
+from bench.training import Training, flatten_weights
 from lstm import LSTM, LSTMCell, reference
 from lstm.reference import relative_error
 
@@ -251,7 +251,7 @@ class Subject:
             self.module = impls.get(impl, nn.LSTM)(*sizes)
         for own, given in zip(self.module.parameters(), original.parameters(), strict=True):
             own.data.copy_(given.data)
-        self.module.to(device, dtype)
+        flatten_weights(self.module.to(device, dtype))
         steps = () if case.cell else (case.T,)
         self.input = normal(*steps, case.B, case.I)
         self.hx = None

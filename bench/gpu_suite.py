@@ -49,6 +49,8 @@ def limited(name, args, end, log):
     env = os.environ | {"PYTHONUNBUFFERED": "1"}
     if args.rehearse:
         env |= {"TRITON_INTERPRET": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        # Not even where there is a GPU.
+        env |= {"CUDA_VISIBLE_DEVICES": ""}
     # A session of its own, so that all that the stage has started can be ended with it.
     child = subprocess.Popen(
         command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True

@@ -111,11 +111,16 @@ def writable_folder(text):
 
 
 def commit():
-    """The commit, whether a tracked file differs from it (both None without git), and the time."""
-    head = output("git", "-C", ROOT, "rev-parse", "--short", "HEAD")
-    changes = output("git", "-C", ROOT, "status", "--porcelain", "--untracked-files=no")
+    """The commit, whether a tracked file differs from it, and the time.
+
+    A checkout without git has the first two from the environment variable FUSED_LSTM_COMMIT, as
+    `git describe --always --dirty` prints it where the files come from; else None.
+    """
+    described = output("git", "-C", ROOT, "describe", "--always", "--dirty", "--exclude=*")
+    described = described or os.environ.get("FUSED_LSTM_COMMIT") or None
+    head, _, dirty = (described or "").partition("-")
     utc = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return {"commit": head, "dirty": bool(changes) if head else None, "utc": utc}
+    return {"commit": head or None, "dirty": dirty != "" if head else None, "utc": utc}
 
 
 def environment(device):

@@ -16,13 +16,20 @@ def lstm(input, h_0, c_0, layers, masks=None, resets=None, D=1):
         return reference.lstm(input, h_0, c_0, layers, masks, resets, D)
     _, _, bias_ih, *_ = reference.named(layers[0])
     B, (rows, P) = input.shape[1], layers[0][1].shape
+    count = len(layers)
+    h_0 = input.new_zeros(count, B, P) if h_0 is None else h_0
+    c_0 = input.new_zeros(count, B, rows // 4) if c_0 is None else c_0
+    # All at once, unless something comes between them: cuDNN copies weights of a part.
+    at_once = D if masks else count
     h_n, c_n = [], []
     x = input
-    for first in range(0, len(layers), D):
-        weights = [weight for direction in layers[first : first + D] for weight in direction]
-        h = input.new_zeros(D, B, P) if h_0 is None else h_0[first : first + D]
-        c = input.new_zeros(D, B, rows // 4) if c_0 is None else c_0[first : first + D]
-        x, h, c = torch.lstm(x, (h, c), weights, bias_ih is not None, 1, 0.0, True, D == 2, False)
+    for first in range(0, count, at_once):
+        some = slice(first, first + at_once)
+        weights = [weight for direction in layers[some] for weight in direction]
+        x, h, c = torch.lstm(
+            x, (h_0[some], c_0[some]), weights, bias_ih is not None, at_once // D, 0.0, True,
+            D == 2, False,
+        )  # fmt: skip
         h_n.append(h)
         c_n.append(c)
         if first // D < len(masks or ()):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def pytest_xdist_auto_num_workers(config):
     if config.getoption("benchmark_only", False) or config.getoption("usepdb", False):
         return 0
     cores = len(os.sched_getaffinity(0))
-    return min(cores, 8) if torch.cuda.is_available() else cores
+    return min(cores, 14) if torch.cuda.is_available() else cores
 
 
 def pytest_configure(config):
@@ -94,6 +95,14 @@ def _remember_dtypes():
     interpreter._get_np_dtype = remembered
 
 
+def pytest_collection_modifyitems(items):
+    """On a GPU kernels wait for one another: should they ever do so in vain, the test ends."""
+    if torch.cuda.is_available() and find_spec("pytest_timeout"):
+        for item in items:
+            if "device" in item.fixturenames:
+                item.add_marker(pytest.mark.timeout(300, method="thread"))
+
+
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
@@ -121,6 +130,14 @@ def force(monkeypatch):
     yield force
     monkeypatch.delenv("FUSED_LSTM_FORCE", raising=False)
     forget()
+
+
+@pytest.fixture(scope="session")
+def interpreter():
+    """What a test asks for that starts a process in Triton's interpreter, GPU or not."""
+    triton, numpy = (tuple(map(int, version(name).split(".")[:2])) for name in ("triton", "numpy"))
+    if triton < (3, 7) and numpy >= (2, 4):
+        pytest.skip("Triton 3.6's interpreter needs numpy < 2.4")
 
 
 @pytest.fixture

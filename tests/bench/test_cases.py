@@ -27,8 +27,8 @@ def test_the_grid_is_every_size_and_the_short_list_has_no_twins():
 
 
 @pytest.mark.parametrize("case", SMALL, ids=str)
-def test_every_implementation_gives_the_same_numbers(case, launches):
-    subjects = {impl: cases.subject(impl, case, CPU) for impl in cases.IMPLS}
+def test_every_implementation_gives_the_same_numbers(case, device, launches):
+    subjects = {impl: cases.subject(impl, case, device) for impl in cases.IMPLS}
     bar = 1e-2 if case.dtype == "bfloat16" else 2e-3
     for impl, work in subjects.items():
         assert work.error() < bar, impl

@@ -45,6 +45,8 @@ def run(*command):
     ],
 )
 def device(request):
+    if request.param == "cpu":
+        request.getfixturevalue("interpreter")
     return request.param
 
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def rehearsal(tmp_path_factory):
+def rehearsal(tmp_path_factory, interpreter):
     """A finished rehearsal: its folder and what it printed."""
     out = tmp_path_factory.mktemp("suite") / "out"
     command = [sys.executable, "-m", "bench.gpu_suite", "--rehearse", "--out", str(out)]

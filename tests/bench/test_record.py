@@ -87,6 +87,7 @@ def test_a_tracked_change_makes_the_commit_dirty(tmp_path, monkeypatch):
         subprocess.run(["git", "-C", tmp_path, *author, *plain, *arguments], check=True)
 
     monkeypatch.setattr(record, "ROOT", tmp_path)
+    monkeypatch.delenv("FUSED_LSTM_COMMIT", raising=False)
     assert (record.commit()["commit"], record.commit()["dirty"]) == (None, None)
     git("init", "--quiet")
     (tmp_path / "file").write_text("one")
@@ -96,3 +97,10 @@ def test_a_tracked_change_makes_the_commit_dirty(tmp_path, monkeypatch):
     assert record.commit()["commit"] and record.commit()["dirty"] is False
     (tmp_path / "file").write_text("two")
     assert record.commit()["dirty"] is True
+
+
+@pytest.mark.parametrize(("described", "dirty"), [("1a2b3c4", False), ("1a2b3c4-dirty", True)])
+def test_files_without_git_have_the_commit_they_are_told(described, dirty, tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "ROOT", tmp_path)
+    monkeypatch.setenv("FUSED_LSTM_COMMIT", described)
+    assert (record.commit()["commit"], record.commit()["dirty"]) == ("1a2b3c4", dirty)

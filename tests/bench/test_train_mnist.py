@@ -100,6 +100,7 @@ def test_impossible_option_is_refused_with_a_reason(arguments, reason, capsys):
     assert reason in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("interpreter")
 def test_kernels_track_nn_lstm_from_step_to_step(tmp_path):
     path = tmp_path / "run.json"
     options = ["--train-images", "300", "--epochs", "1", "--json", str(path)]

@@ -65,7 +65,7 @@ def assert_accurate(ours, theirs, *call):
         {number: x.cpu() for number, x in enumerate(results)}
         for results in (actual, standard, truth)
     )
-    accuracy.assert_accurate(actual, truth, standard, "ieee")
+    accuracy.assert_accurate(actual, truth, [standard], "ieee")
 
 
 # Sizes: below, at and above a tile of units, of sequences and of what is summed at once

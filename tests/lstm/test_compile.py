@@ -506,8 +506,8 @@ def calls_of(program):
 @pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize(("options", "hx"), MODULES.values(), ids=MODULES)
-def test_an_exported_program_is_one_operator_of_any_size(options, hx, strict, launches):
-    module, _ = pair(5, 20, **options)
+def test_an_exported_program_is_one_operator_of_any_size(options, hx, strict, device, launches):
+    module, _ = pair(5, 20, device=device, **options)
     program = exported(module, strict, hx)
     assert calls_of(program).count("fused_lstm.forward.default") == 1
     file = io.BytesIO()
@@ -515,7 +515,7 @@ def test_an_exported_program_is_one_operator_of_any_size(options, hx, strict, la
     file.seek(0)
     for call in (program.module(), torch.export.load(file).module()):
         for T, B in ((4, 3), (2, 5), (1, 1)):
-            x = make_input(*((B, T) if module.batch_first else (T, B)), 5)
+            x = make_input(*((B, T) if module.batch_first else (T, B)), 5, device=device)
             given = (x, with_states(module, x, True)) if hx else (x,)
             before = launches["forward"]
             actual = flat(call(*given))
@@ -523,10 +523,10 @@ def test_an_exported_program_is_one_operator_of_any_size(options, hx, strict, la
             assert_same(actual, flat(module(*given)), CLOSE)
 
 
-def test_an_exported_program_can_be_trained(launches):
-    module, _ = pair(5, 20, 2)
+def test_an_exported_program_can_be_trained(device, launches):
+    module, _ = pair(5, 20, 2, device=device)
     call = exported(module).module()
-    x = make_input(3, 2, 5)
+    x = make_input(3, 2, 5, device=device)
     expected, before = gradients(module, x), dict(launches)
     assert_same(gradients(call, x), expected, CLOSE)
     # It saves nothing, and computes forward again.
@@ -534,9 +534,9 @@ def test_an_exported_program_can_be_trained(launches):
     assert launches["backward"] - before["backward"] == 2
 
 
-def test_an_exported_program_has_second_derivatives():
-    module, _ = pair(5, 20)
-    x = make_input(3, 2, 5).requires_grad_()
+def test_an_exported_program_has_second_derivatives(device):
+    module, _ = pair(5, 20, device=device)
+    x = make_input(3, 2, 5, device=device).requires_grad_()
 
     def penalty(call):
         (first,) = torch.autograd.grad(call(x)[0].square().sum(), x, create_graph=True)

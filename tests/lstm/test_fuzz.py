@@ -496,6 +496,9 @@ PACKED_CHANGES = {
     "unsorted_again": lambda x: x._replace(unsorted_indices=None),
     "tuple": tuple,
 }
+if DEVICE.type == "cuda":
+    # cuDNN's LSTM writes and reads past the ends of memory, instead of an error.
+    del PACKED_CHANGES["reversed"], PACKED_CHANGES["longer"]
 
 
 # What batch_sizes are not afterwards, so that nobody can say which states go with them.
@@ -578,6 +581,9 @@ def refused(call, x, hx):
 def assert_raises_as_pytorch(call, drawn):
     with precision(call.precision):
         module, fed = make(call)
+        if DEVICE.type == "cuda":
+            # cuDNN takes no other states.
+            fed = {name: x.contiguous() for name, x in fed.items()}
         arguments = changed(call, fed, drawn)
         message = refused(call, *arguments)
         actual = outcome(module, arguments)

@@ -69,8 +69,7 @@ def test_more_layers_go_by_twos(num_layers, device, launches):
 @pytest.mark.parametrize(("BLOCK_B", "dtype"), [(2, torch.bfloat16), (4, torch.float32), (8, None)])
 def test_ragged_tiles(BLOCK_B, dtype, device):
     case = joint(T, 9 if BLOCK_B == 8 else 5, 7, 20, dtype or torch.float16, device)
-    if plans.interpreted():
-        assert_matches(case, BLOCK_B=BLOCK_B)
+    assert_matches(case, BLOCK_B=BLOCK_B)
 
 
 @pytest.mark.parametrize("options", [{"bias": False}, {"hx": False}, {"bias": False, "hx": False}])

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lstm import LSTM
-from lstm.plan import capability, interpreted, plan
+from lstm.plan import capability, interpreted, multiprocessors, plan
 from tests.accuracy import CEILING
 from tests.lstm.pairs import assert_equal, assert_same, error, make_input, pair, run
 
@@ -154,9 +154,11 @@ def test_explain_says_what_a_call_then_does(device, launches):
     ours(x)
     assert launches == {"forward": 2, "backward": 0}
     assert ours.explain(x) == before
-    where = capability(device), interpreted()
-    assert before == plan(20, 3, torch.float32, *where)
-    assert before != plan(20, 3, torch.bfloat16, *where)
+    where = dict(
+        card=capability(device), interpret=interpreted(), multiprocessors=multiprocessors(device)
+    )
+    assert before == plan(20, 3, torch.float32, **where)
+    assert before != plan(20, 3, torch.bfloat16, **where)
 
 
 def test_explain_takes_the_batch_from_where_it_is(device):
