@@ -113,8 +113,8 @@ def writable_folder(text):
 def commit():
     """The commit, whether a tracked file differs from it, and the time.
 
-    A checkout without git has the first two from the environment variable FUSED_LSTM_COMMIT, as
-    `git describe --always --dirty` prints it where the files come from; else None.
+    Files without git have the first two from the environment variable FUSED_LSTM_COMMIT, as
+    `git describe --always --dirty --exclude='*'` prints it where they come from; else None.
     """
     described = output("git", "-C", ROOT, "describe", "--always", "--dirty", "--exclude=*")
     described = described or os.environ.get("FUSED_LSTM_COMMIT") or None

@@ -49,7 +49,10 @@ class Versions:
         key = self.key(whole, keywords)
         compiled = self.compiled.get(key)
         if compiled is None:
-            self.compiled[key] = self.kernel[grid](*arguments, **keywords)
+            launched = self.kernel[grid](*arguments, **keywords)
+            # In Triton's AsyncCompileMode it is no kernel yet.
+            if hasattr(type(launched), "__getitem__"):
+                self.compiled[key] = launched
         else:
             compiled[grid](*whole)
 

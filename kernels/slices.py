@@ -113,7 +113,7 @@ def tag(t):
 @inline
 def write_words(pointers, x, t):
     """Write float32 numbers for the step after t, as a product leaves them: tl.store would first
-    change to a layout of its own.
+    change to a layout of its own. An infinity may come out of it as a NaN.
     """
     word = (x.to(tl.int32, bitcast=True) & ~3) | tag(t + 1)
     if INTERPRETED:

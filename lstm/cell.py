@@ -1,11 +1,13 @@
 """LSTMCell: torch.nn.LSTMCell's interface, one step in one launch."""
 
+import copy
+
 import torch
 from torch import nn
 
 from . import plan as plans
 from . import reference
-from .checks import alike, beyond_kernels, differentiable, two_tensors
+from .checks import alike, beyond_kernels, differentiable, traced_call, two_tensors
 from .pieces import contiguous
 from .precision import compute_dtype, matmul_fp32_precision, outside_autocast
 
@@ -29,6 +31,14 @@ class LSTMCell(nn.LSTMCell):
     Source: equations as in torch.nn.LSTMCell.
     """
 
+    def __prepare_scriptable__(self):
+        """What torch.jit.script compiles instead: nn.LSTMCell with the same parameters."""
+        if type(self) is not LSTMCell:
+            return self
+        theirs = copy.copy(self)
+        theirs.__class__ = nn.LSTMCell
+        return theirs
+
     def forward(self, input, hx=None):
         """nn.LSTMCell's forward.
 
@@ -40,6 +50,8 @@ class LSTMCell(nn.LSTMCell):
             return super().forward(input, hx)
         plan = self.explain(input, hx)
         if plan.path == "torch":
+            if isinstance(input, torch.fx.Proxy):
+                return traced_call(self, input, hx=hx)
             self._check_one_unit(input, hx)
             return super().forward(input, hx)
         tensors = [input, *(hx or (None, None)), *self._weights()]

@@ -12,7 +12,15 @@ from torch.nn.utils.rnn import PackedSequence
 from . import layer, ops, recompute, reference
 from . import plan as plans
 from .call import plan_call
-from .checks import alike, check_resets, differentiable, shape_of, two_tensors, weight_sizes
+from .checks import (
+    alike,
+    check_resets,
+    differentiable,
+    shape_of,
+    traced_call,
+    two_tensors,
+    weight_sizes,
+)
 from .packing import Packing
 from .precision import autocasts, compute_dtype, fp32_precision
 
@@ -64,6 +72,8 @@ class LSTM(RNNBase):
 
     def __prepare_scriptable__(self):
         """What torch.jit.script compiles instead: nn.LSTM with the same parameters."""
+        if type(self) is not LSTM:
+            return self
         theirs = copy.copy(self)
         theirs.__class__ = nn.LSTM
         return theirs
@@ -97,6 +107,8 @@ class LSTM(RNNBase):
         weights = self._weights()
         plan = self._explain(input, hx, resets, weights)
         if plan.path == "torch":
+            if isinstance(input, torch.fx.Proxy):
+                return traced_call(self, input, hx=hx, resets=resets)
             if isinstance(input, PackedSequence):
                 self._check_packed_states(input, hx)
             return nn.LSTM.forward(self, input, hx)
@@ -205,14 +217,14 @@ class LSTM(RNNBase):
         H, dtype, precision = self.hidden_size, compute_dtype(x), fp32_precision()
         T, B = self._steps_and_batch(input)
         # As in streaming inference. A launch does such a step of one direction, not projected.
-        one_step = T == 1 and not self.bidirectional and not self.proj_size
-        states = hx if one_step and two_tensors(hx) else ()
-        if one_step and not differentiable((*weights, x, *states)):
-            input_size = max(self.input_size, H * (self.num_layers > 1))
-            card, interpret = plans.capability(x.device), plans.interpreted()
-            plan = plans.cell_plan(input_size, H, B, dtype, card, interpret, precision)
-            if plan.path == "fused":
-                return plan
+        if T == 1 and not self.bidirectional and not self.proj_size:
+            states = hx if two_tensors(hx) else ()
+            if not differentiable((*weights, x, *states)):
+                input_size = max(self.input_size, H * (self.num_layers > 1))
+                card, interpret = plans.capability(x.device), plans.interpreted()
+                plan = plans.cell_plan(input_size, H, B, dtype, card, interpret, precision)
+                if plan.path == "fused":
+                    return plan
         # Packed, as many steps as there are: 0 here
         stacked = plans.two_at_once(T, self.num_layers, self.proj_size)
         return plans.plan_on(x.device, H, B, dtype, precision, self.bidirectional, stacked)
@@ -255,6 +267,8 @@ class LSTM(RNNBase):
 
     def _check_packed_states(self, input, hx):
         """nn.LSTM looks at no sizes of these, and of some it writes past the end (2.14)."""
+        if hx is None:
+            return
         _, batch = self._steps_and_batch(input)
         if batch and isinstance(hx, (tuple, list)) and two_tensors(hx[:2]):
             rows = self.num_layers * (2 if self.bidirectional else 1)

@@ -15,7 +15,7 @@ from .reference import by_layer, named
 
 _PRECISIONS = "tf32", "ieee"
 _CALL = (
-    "Tensor input, Tensor? h_0, Tensor? c_0, Tensor[] weights, Tensor[] masks, Tensor? resets, "
+    "Tensor input, Tensor? h_0, Tensor? c_0, Tensor[] weights, Tensor[]? masks, Tensor? resets, "
     "int count, int D, str precision"
 )
 torch.library.define("fused_lstm::forward", f"({_CALL}, bool save) -> Tensor[]")
@@ -37,7 +37,7 @@ def lstm(input, h_0, c_0, weights, masks, resets, count, D, precision):
     exporting = getattr(torch.compiler, "_is_exporting_flag", False)
     save = not exporting and differentiable((input, h_0, c_0, *weights))
     output, h_n, c_n, *_ = torch.ops.fused_lstm.forward(
-        input, h_0, c_0, weights, masks or [], resets, count, D, precision, save
+        input, h_0, c_0, weights, masks or None, resets, count, D, precision, save
     )
     return output, h_n, c_n
 
@@ -104,17 +104,18 @@ def _backward_fake(
 
 def _setup_context(ctx, inputs, output):
     input, h_0, c_0, weights, masks, resets, ctx.count, ctx.D, ctx.precision, save = inputs
-    ctx.sizes = len(weights), len(masks)
+    ctx.sizes = len(weights), None if masks is None else len(masks)
     ctx.set_materialize_grads(False)
     saved = [output[0], *output[3:]] if save else []
-    ctx.save_for_backward(input, h_0, c_0, *weights, *masks, resets, *saved)
+    ctx.save_for_backward(input, h_0, c_0, *weights, *(masks or ()), resets, *saved)
 
 
 def _differentiate(ctx, grads):
     num_weights, num_masks = ctx.sizes
     input, h_0, c_0, *rest = ctx.saved_tensors
     weights, rest = rest[:num_weights], rest[num_weights:]
-    masks, resets, saved = rest[:num_masks], rest[num_masks], rest[num_masks + 1 :]
+    end = num_masks or 0
+    masks, resets, saved = rest[:end] or None, rest[end], rest[end + 1 :]
     need_input, need_h_0, need_c_0, need_weights, *_ = ctx.needs_input_grad
     needs = [need_input, bool(need_h_0), bool(need_c_0), *need_weights]
     if torch.is_grad_enabled():
@@ -137,7 +138,8 @@ def _differentiate(ctx, grads):
 def _of_call(grads, num_masks):
     """Gradients of all that the operator is called with."""
     input, h_0, c_0, *weights = grads
-    return input, h_0, c_0, weights, [None] * num_masks, None, None, None, None, None
+    masks = None if num_masks is None else num_masks * [None]
+    return input, h_0, c_0, weights, masks, None, None, None, None, None
 
 
 torch.library.register_autograd("fused_lstm::forward", _differentiate, setup_context=_setup_context)
@@ -221,6 +223,12 @@ def _besides_output(saved):
 
 def _check(input, h_0, c_0, weights, masks, resets, count, D, precision):
     """The module has looked at what users get wrong; operators can be called with anything."""
+    for name, x in (("h_0", h_0), ("c_0", c_0)):
+        if x is not None and (x.dtype != input.dtype or x.device != input.device):
+            raise RuntimeError(
+                f"Input and hidden tensors are not alike, found {input.dtype} at {input.device} "
+                f"for input and {x.dtype} at {x.device} for {name}"
+            )
     if not _fit(input, h_0, c_0, weights, masks, resets, count, D) or precision not in _PRECISIONS:
         raise ValueError("fused_lstm: the arguments do not fit together")
     if len(input) == 0:
@@ -239,6 +247,7 @@ def _fit(input, h_0, c_0, weights, masks, resets, count, D):
     first = named(by_layer(weights, count)[0])
     bias, projected = first.bias_ih is not None, first.weight_hr is not None
     sizes = [*weight_sizes(I, H, L, bias, D, P if projected else 0)]
+    masks = masks or ()
     sizes += len(masks) * [(T, B, D * P)]
     for state, size in ((h_0, P), (c_0, H)):
         sizes += [] if state is None else [(count, B, size)]

@@ -79,7 +79,7 @@ class Plan:
 NO_GPU = Plan("torch", "no NVIDIA GPU, and Triton's interpreter is off")
 NO_TENSOR = Plan("torch", "the input is no tensor")
 TRANSFORMED = Plan("reference", "a torch.func transform or forward-mode differentiation is active")
-TRACED = Plan("torch", "torch.jit.trace is active")
+TRACED = Plan("torch", "torch.jit.trace, make_fx or FakeTensorMode records or imitates the call")
 EMPTY = Plan("torch", "the batch is empty")
 # PyTorch's own module has the error for it.
 MISFIT = Plan("torch", "input, hx and weights do not fit together")
@@ -144,13 +144,26 @@ def transformed():
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+_mode = torch._C._get_dispatch_mode
+_FAKE, _PROXY = torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY
+_PYTHON = torch._C.DispatchKey.Python
+
+
+def traced(input):
+    """Whether operations on the input are recorded, or it has no numbers of its own: a launch is no
+    operation, so nobody would see it.
+    """
+    unseen = torch._C._is_tracing() or torch._C._dispatch_keys(input).has(_PYTHON)
+    return unseen or _mode(_FAKE) is not None or _mode(_PROXY) is not None
+
+
 def refusal(input):
     """The plan of a call that no kernel can run, whatever its sizes are; else None."""
     if not isinstance(input, torch.Tensor):
         return NO_TENSOR
     if transformed():
         return TRANSFORMED
-    return TRACED if torch._C._is_tracing() else device_refusal(input.device)
+    return TRACED if traced(input) else device_refusal(input.device)
 
 
 def two_at_once(steps, layers, proj_size):

@@ -1,4 +1,4 @@
-"""lstm.LSTM in what looks into a model: torch.compile, torch.export, ONNX and TorchScript.
+"""lstm.LSTM in what compiles a model: torch.compile, torch.export and ONNX.
 
 What is compared with is the same call outside of it.
 """
@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from lstm import LSTM
-from tests.accuracy import CEILING, EXACT_CEILING
+from tests.accuracy import EXACT_CEILING
 from tests.lstm.pairs import assert_equal, assert_same, flat, make_hx, make_input, no_onednn, pair
 
 # With it a step of a compiler is the one of eager mode, but for fused sums of what is around.
@@ -376,10 +376,18 @@ def operands(H=8, L=2, D=1, P=0, bias=True, hx=True, T=3, B=2, I=3, device="cpu"
     weights = [weight.detach().to(device) for weight in module.parameters()]
     h_0, c_0 = make_hx((L * D, B, H), dict(proj_size=P), device) if hx else (None, None)
     arguments = dict(
-        input=make_input(T, B, I, device=device), h_0=h_0, c_0=c_0, weights=weights, masks=[],
+        input=make_input(T, B, I, device=device), h_0=h_0, c_0=c_0, weights=weights, masks=None,
         resets=None, count=L * D, D=D, precision="tf32", save=True,
     )  # fmt: skip
     return arguments | others
+
+
+@pytest.mark.parametrize("other", [torch.float64, torch.float16])
+def test_states_of_another_dtype_are_named(other, launches):
+    given = operands() | {"c_0": torch.zeros(2, 2, 8, dtype=other)}
+    with pytest.raises(RuntimeError, match=f"found torch.float32 at cpu for input and {other}"):
+        torch.ops.fused_lstm.forward(**given)
+    assert launches == {"forward": 0, "backward": 0}
 
 
 NONSENSE = {
@@ -488,7 +496,8 @@ def test_an_operator_that_saved_nothing_computes_it_again(device, launches):
 
 def exported(module, strict=False, hx=False, T=4, B=3):
     """The program, of any batch and length."""
-    x = make_input(*((B, T) if module.batch_first else (T, B)), 5)
+    device = module.weight_ih_l0.device
+    x = make_input(*((B, T) if module.batch_first else (T, B)), 5, device=device)
     dims = [torch.export.Dim("B"), torch.export.Dim("T")]
     dims = dims if module.batch_first else dims[::-1]
     shapes, arguments = (dict(enumerate(dims)),), (x,)
@@ -521,6 +530,19 @@ def test_an_exported_program_is_one_operator_of_any_size(options, hx, strict, de
             actual = flat(call(*given))
             assert launches["forward"] > before
             assert_same(actual, flat(module(*given)), CLOSE)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor writes C++, for a compiler")
+def test_an_ahead_of_time_package_is_one_operator(device, launches, tmp_path):
+    module, _ = pair(5, 20, 2, device=device)
+    path = str(tmp_path / "package.pt2")
+    program = exported(module.eval())
+    package = torch._inductor.aoti_load_package(
+        torch._inductor.aoti_compile_and_package(program, package_path=path)
+    )
+    x, before = make_input(2, 3, 5, device=device), launches["forward"]
+    assert_same(flat(package(x)), flat(module(x)), CLOSE)
+    assert launches["forward"] == before + 4
 
 
 def test_an_exported_program_can_be_trained(device, launches):
@@ -588,42 +610,6 @@ def test_onnx_has_its_own_lstm(options, dynamo, launches):
     assert operators.count("LSTM") == module.num_layers
     assert not any("fused" in name for name in operators)
     assert_same(results, [y.detach() for y in flat(theirs(x))], EXACT_CEILING)
-    assert launches == {"forward": 0, "backward": 0}
-
-
-class Around(nn.Module):
-    def __init__(self, lstm):
-        super().__init__()
-        self.lstm = lstm
-
-    def forward(self, x, hx: tuple[torch.Tensor, torch.Tensor]):
-        return self.lstm(x, hx)
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
-def test_torchscript_compiles_nn_lstm(launches):
-    module, theirs = pair(5, 20, 2, bidirectional=True)
-    # Within another module: alone nn.LSTM cannot be called, either, when it is scripted.
-    scripted = torch.jit.script(Around(module))
-    x = make_input(4, 3, 5)
-    hx = with_states(module, x, True)
-    assert_equal(gradients(scripted, x, hx), gradients(theirs, x, hx))
-    assert launches == {"forward": 0, "backward": 0}
-    # The module itself is what it was.
-    assert type(module) is LSTM
-    assert_same(gradients(module, x, hx), gradients(theirs, x, hx), CEILING[torch.float32])
-
-
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated")
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace_method` is deprecated")
-def test_a_trace_is_of_nn_lstm(launches):
-    module, theirs = pair(5, 20, 2)
-    # Its check would run the module itself.
-    traced = torch.jit.trace(module, make_input(4, 3, 5), check_trace=False)
-    x = make_input(2, 5, 5)
-    assert_equal(flat(traced(x)), flat(theirs(x)))
     assert launches == {"forward": 0, "backward": 0}
 
 
