@@ -532,6 +532,8 @@ def test_an_exported_program_is_one_operator_of_any_size(options, hx, strict, de
             assert_same(actual, flat(module(*given)), CLOSE)
 
 
+# PyTorch's own, of what it calls itself, up to torch 2.11
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor writes C++, for a compiler")
 def test_an_ahead_of_time_package_is_one_operator(device, launches, tmp_path):
     module, _ = pair(5, 20, 2, device=device)
