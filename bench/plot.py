@@ -62,7 +62,7 @@ def speedup(made):
 
 
 def where(made):
-    """The device that a record was made on, and that it means nothing if it does not."""
+    """The device that a record was made on; a rehearsal says so."""
     device = made["env"].get("gpu") or made["env"]["cpu"]
     if "processes" in made["case"]:
         device += f", {made['case']['processes']} processes"

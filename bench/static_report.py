@@ -413,7 +413,7 @@ def limits(configuration: Configuration) -> dict[str, int]:
         "spills": 0,
         "hgmma + utchmma": 0,
         # One for each exchange; the scale's maximum over the warps has its own.
-        "bar": 1 + again + 3 * scaled,
+        "bar": 1 + 3 * scaled,
         "lds + ldsm": reads + 3 * scaled + warps * again,
         # Packed also where the rows of a later step begin and end; resets of a thread's sequences.
         "ldg": loads
@@ -421,7 +421,7 @@ def limits(configuration: Configuration) -> dict[str, int]:
         + resets * sequences
         # The counter of the layer below, when what is known of it is used up
         + joint,
-        # What tells the layer above, once in eight steps
+        # What tells the layer above, every 4 or 16 steps (kernels/progress.py)
         "membar": joint,
         # The scale's maximum over the lanes of a sequence and then the warps, three steps each, for
         # each of a thread's sequences, and of what lags for two sequences at once.

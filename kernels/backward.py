@@ -7,7 +7,8 @@
 
 The kernel writes the gradients of the gates' sums, grad_gates; those of input and weights are
 products of them with what forward had, one each over all T * B rows, which are the caller's. Those
-of the biases are their sums, which each program has for its sequences before they leave it.
+of the biases are their sums: a program of two or four sequences makes its own, the caller the
+others (config.bias_parts).
 As in forward the chain through dh bounds the kernel: W_hh^T stays in registers, and what a step
 needs from memory is read a step ahead or more, and made into factors a step ahead.
 """
@@ -19,6 +20,7 @@ from .cell import cell_factors, tanh
 from .exchange import (
     again,
     declare_overflow,
+    exchange_gates,
     gates_bytes,
     largest_bytes,
     overflowed,
@@ -53,6 +55,7 @@ from .memory import load_saved
 from .operand import (
     REST,
     gates_to_range,
+    largest_gate,
     load_exact_weights,
     load_weights,
     power_of_two,
@@ -94,20 +97,6 @@ def step_factors(
         before = clear(cut, c_prev)
     k_i, k_f, k_g, k_o, k_c = cell_factors(i, f, g, o, before, tanh_c)
     return k_i, k_f, k_g, k_o, k_c, f, c_prev
-
-
-@inline
-def largest_gate(di, df, dg, do):
-    """The largest gradient of each unit's gates: a tile."""
-    return tl.maximum(tl.maximum(tl.abs(di), tl.abs(df)), tl.maximum(tl.abs(dg), tl.abs(do)))
-
-
-@inline
-def exchange(di, df, dg, do, address):
-    """The gates' gradients of all warps, of 16 bits, for `gates_product`. One barrier."""
-    write_gates(di, df, dg, do, address)
-    tl.debug_barrier()
-    return read_gates(di, df, dg, do, address)
 
 
 @inline
@@ -174,8 +163,8 @@ def layer_backward(
     # aligned to one number only leave no registers for it.
     LAGGED: tl.constexpr = FLOAT32 and not EXACT and not INTERPRETED and H % 2 == 0
     # Saved steps of 16 bits are read as words of two numbers.
-    SAVED: tl.constexpr = SIZE if FLOAT32 or BLOCK_B == 2 else SIZE // 2
-    if SAVED < SIZE:
+    WORDS: tl.constexpr = SIZE if FLOAT32 or BLOCK_B == 2 else SIZE // 2
+    if WORDS < SIZE:
         steps_ptr = steps_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
     row = tile * BLOCK_B
     state = (layer.to(tl.int64) * D * B + row) * H
@@ -211,8 +200,8 @@ def layer_backward(
         begin_2, count_2 = step_rows(offsets_ptr, 2, T, 1 - reverse)
 
     if EXACT:
-        pointers, there = matrix_pointers(weight_hh_t_ptr, H, BLOCK_H, VEC)
-        w, w_rest, inverse = load_exact_weights(pointers, there)
+        pointers, inside = matrix_pointers(weight_hh_t_ptr, H, BLOCK_H, VEC)
+        w, w_rest, inverse = load_exact_weights(pointers, inside)
         r_if, r_go = to_matrices(w_rest, BLOCK_H, VEC)
         w_if, w_go = to_matrices(w, BLOCK_H, VEC)
     elif w_if is None:
@@ -220,12 +209,12 @@ def layer_backward(
 
     unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H)
     mask = (tile * BLOCK_B + sequence < B) & (unit < H)
-    lane = row + tl.arange(0, BLOCK_B)[None, :]
+    offs_b = row + tl.arange(0, BLOCK_B)[None, :]
     offs_h = sequence * (D * H) + unit
     offs_z = sequence * (4 * H) + unit
     offs_state = state + sequence * H + unit
-    offs_saved = tl.arange(0, SAVED)
-    steps_ptr += (saved * (1 + 5 * T.to(tl.int64)) + 1 + 5 * taken) * SAVED
+    offs_saved = tl.arange(0, WORDS)
+    steps_ptr += (saved * (1 + 5 * T.to(tl.int64)) + 1 + 5 * taken) * WORDS
 
     dh = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
     dc = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
@@ -254,22 +243,22 @@ def layer_backward(
             grad = tl.load(grad_output_ptr + begin_1 * (D * H) + offs_h, mask=now, other=0.0)
         dh += to_tile(grad_now, BLOCK_H, BLOCK_B)
     if resets_ptr is not None:
-        cut = load_cuts(resets_ptr, offsets_ptr, 0, T, B, lane, 1 - reverse)
-    c = unpack(tl.load(steps_ptr + 4 * SAVED + offs_saved), BLOCK_H, BLOCK_B, dtype)
-    s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, SAVED)
+        cut = load_cuts(resets_ptr, offsets_ptr, 0, T, B, offs_b, 1 - reverse)
+    c = unpack(tl.load(steps_ptr + 4 * WORDS + offs_saved), BLOCK_H, BLOCK_B, dtype)
+    s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, WORDS)
 
     if resets_ptr is None:
         cut = None
     else:
-        cut_1 = load_cuts(resets_ptr, offsets_ptr, 1, T, B, lane, 1 - reverse)
+        cut_1 = load_cuts(resets_ptr, offsets_ptr, 1, T, B, offs_b, 1 - reverse)
     tanh_c = tanh(c, FAST, EXACT)
     if AHEAD:
         k_i, k_f, k_g, k_o, k_c, f, c = step_factors(
             s_i, s_f, s_g, s_o, s_c, tanh_c, cut, dtype, BLOCK_H, BLOCK_B
         )
         # After the last step the same again, which nobody uses.
-        steps_ptr -= (T > 1).to(tl.int32) * (5 * SAVED)
-        s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, SAVED)
+        steps_ptr -= (T > 1).to(tl.int32) * (5 * WORDS)
+        s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, WORDS)
     BYTES: tl.constexpr = gates_bytes(BLOCK_H, BLOCK_B)
     TABLE: tl.constexpr = largest_bytes(BLOCK_H, BLOCK_B) // 2
     buffers = shared_memory((2 if EXACT else 1) * BYTES + 2 * TABLE)
@@ -306,8 +295,8 @@ def layer_backward(
         dc = f * dc
         if not AHEAD:
             # Of the next step, already here: registers are too few to load two steps ahead.
-            steps_ptr -= (s + 1 < T).to(tl.int32) * (5 * SAVED)
-            s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, SAVED)
+            steps_ptr -= (s + 1 < T).to(tl.int32) * (5 * WORDS)
+            s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, WORDS)
             if grad_output_ptr is not None:
                 ahead = mask & (s + 1 < T)
                 if offsets_ptr is None:
@@ -330,7 +319,7 @@ def layer_backward(
         buffer = buffers + s % 2 * (BYTES // 2)
         if EXACT:
             write_gates(e_i, e_f, e_g, e_o, buffer + BYTES)
-        words = exchange(q_i.to(DOT), q_f.to(DOT), q_g.to(DOT), q_o.to(DOT), buffer)
+        words = exchange_gates(q_i.to(DOT), q_f.to(DOT), q_g.to(DOT), q_o.to(DOT), buffer)
         alive = mask
         if offsets_ptr is None:
             z_ptr = grad_gates_ptr
@@ -360,7 +349,7 @@ def layer_backward(
                 # weights. Nobody still reads the buffer: the largest number is found by way of a
                 # barrier.
                 q_i, q_f, q_g, q_o, inverse_s = gates_to_range(di, df, dg, do, 0)
-                words = exchange(q_i.to(DOT), q_f.to(DOT), q_g.to(DOT), q_o.to(DOT), buffer)
+                words = exchange_gates(q_i.to(DOT), q_f.to(DOT), q_g.to(DOT), q_o.to(DOT), buffer)
                 dh = gates_product(w_if, w_go, words, BLOCK_H, BLOCK_B, DOT)
         if FLOAT32:
             dh = dh * (inverse * inverse_s)
@@ -368,17 +357,17 @@ def layer_backward(
             scale, inverse_s = new_scale, new_inverse
         if grad_bias_ptr is not None:
             if offsets_ptr is not None:
-                done = lane >= count
+                done = offs_b >= count
                 di, df, dg, do = clear(done, di), clear(done, df), clear(done, dg), clear(done, do)
             sum_i, sum_f = add_own(sum_i, di), add_own(sum_f, df)
             sum_g, sum_o = add_own(sum_g, dg), add_own(sum_o, do)
         if resets_ptr is not None:
             dh, dc = clear(cut, dh), clear(cut, dc)
             cut = cut_1
-            cut_1 = load_cuts(resets_ptr, offsets_ptr, s + 2, T, B, lane, 1 - reverse)
+            cut_1 = load_cuts(resets_ptr, offsets_ptr, s + 2, T, B, offs_b, 1 - reverse)
         if offsets_ptr is not None:
-            dh = choose(lane < count, dh, dh_after)
-            dc = choose(lane < count, dc, dc_after)
+            dh = choose(offs_b < count, dh, dh_after)
+            dc = choose(offs_b < count, dc, dc_after)
         if grad_output_ptr is not None:
             # The fence keeps its use here: any earlier it is not there yet.
             dh += to_tile(fence(grad), BLOCK_H, BLOCK_B)
@@ -399,8 +388,8 @@ def layer_backward(
             begin_row, count, begin_1, count_1 = begin_1, count_1, begin_2, count_2
             begin_2, count_2 = step_rows(offsets_ptr, s + 3, T, 1 - reverse)
         if AHEAD:
-            steps_ptr -= (s + 2 < T).to(tl.int32) * (5 * SAVED)
-            s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, SAVED)
+            steps_ptr -= (s + 2 < T).to(tl.int32) * (5 * WORDS)
+            s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, WORDS)
     if grad_h_0_ptr is not None:
         tl.store(grad_h_0_ptr + offs_state, from_tile(dh, dtype, mask), mask=mask)
     if grad_c_0_ptr is not None:

@@ -148,6 +148,15 @@ def again(words):
     return fence(w_0), fence(w_1), fence(w_2), fence(w_3)
 
 
+@inline
+def exchange_units(h, buffers, t):
+    """h of all warps, of 16 bits, for `to_operand`. One barrier."""
+    buffers += t % 2 * (units_bytes(h.shape[0], h.shape[1]) // 2)
+    write_units(h, buffers)
+    tl.debug_barrier()
+    return read_units(h, buffers)
+
+
 @triton.constexpr_function
 def gates_bytes(block_h, block_b):
     """Both buffers of the gradients of a tile's gates."""
@@ -228,6 +237,14 @@ def to_gate_operand(w_0, w_1, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, DOT:
         e_0, e_1 = split_words(x)
         x = tl.permute(tl.join(e_0, e_1), (0, 1, 2, 3, 4, 5, 8, 6, 7)).to(DOT, bitcast=True)
         return tl.reshape(x, (BLOCK_H // 16, 2 * BLOCK_H, 8 * J))
+
+
+@inline
+def exchange_gates(di, df, dg, do, address):
+    """The gates' gradients of all warps, of 16 bits, for `gates_product`. One barrier."""
+    write_gates(di, df, dg, do, address)
+    tl.debug_barrier()
+    return read_gates(di, df, dg, do, address)
 
 
 # A word of two bfloat16 and that of the lane with the next four units, the next eight and the other

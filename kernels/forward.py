@@ -17,6 +17,7 @@ from . import config
 from .cell import take_step
 from .exchange import (
     again,
+    exchange_units,
     own_units,
     read_units,
     shared_memory,
@@ -33,7 +34,6 @@ from .layout import (
     hide,
     inline,
     load_cuts,
-    load_units,
     operand_indices,
     pack,
     pair_indices,
@@ -47,20 +47,13 @@ from .layout import (
     to_operands,
     to_tile,
 )
-from .memory import load_gates, save_step
+from .memory import load_biases, load_gates, save_step
 from .operand import LEAST, REST, load_exact_weights, load_weights, split, to_range
 from .progress import steps_of_layer, tell, wait
 from .sliced_forward import lstm_sliced_forward_kernel
 from .slices import launch_slices
 
 TRANSPOSERS = tl.constexpr(config.TRANSPOSERS)
-
-
-@inline
-def load_bias(bias_ih_ptr, bias_hh_ptr, gate: tl.constexpr, H: tl.constexpr, BLOCK_H: tl.constexpr):
-    """Both biases of a gate, to broadcast with a tile."""
-    bias_ih = load_units(bias_ih_ptr + gate * H, H, BLOCK_H)
-    return bias_ih + load_units(bias_hh_ptr + gate * H, H, BLOCK_H)
 
 
 @inline
@@ -98,15 +91,6 @@ def exact_product(
     d = product(w, to_operand(rests, BLOCK_H, BLOCK_B, DOT))
     d += product(w_rest, to_operand(again(words), BLOCK_H, BLOCK_B, DOT))
     return product(w, to_operand(words, BLOCK_H, BLOCK_B, DOT)) + d / REST
-
-
-@inline
-def exchange(h, buffers, t):
-    """h of all warps, of 16 bits, for `to_operand`. One barrier."""
-    buffers += t % 2 * (units_bytes(h.shape[0], h.shape[1]) // 2)
-    write_units(h, buffers)
-    tl.debug_barrier()
-    return read_units(h, buffers)
 
 
 @inline
@@ -212,7 +196,7 @@ def layer_forward(
     FAST: tl.constexpr = not FLOAT32
     tl.static_assert(BLOCK_B >= 4 or not FLOAT32)  # config.sequences
     SIZE: tl.constexpr = BLOCK_H * BLOCK_B
-    SAVED: tl.constexpr = steps_ptr is not None
+    SAVE: tl.constexpr = steps_ptr is not None
     # How many steps ahead gates are loaded. Of float32 the registers are too few for two.
     AHEAD: tl.constexpr = 2 if FAST else 1
     # The tensor core begins its sum with z, known before h, so that the chain has no addition. Not
@@ -263,17 +247,13 @@ def layer_forward(
         mask_z = (row + sequence_z < B) & (unit_z < H)
     else:
         sequence_z, offs_z, mask_z = sequence, sequence * (4 * H) + unit, mask
-    lane = row + tl.arange(0, BLOCK_B)[None, :]
+    offs_b = row + tl.arange(0, BLOCK_B)[None, :]
     offs_h = sequence * (D * H) + unit
     offs_state = state + sequence * H + unit
     b_i, b_f, b_g, b_o = None, None, None, None
     if bias_ih_ptr is not None:
-        b_i = load_bias(bias_ih_ptr, bias_hh_ptr, 0, H, BLOCK_H)
-        b_f = load_bias(bias_ih_ptr, bias_hh_ptr, 1, H, BLOCK_H)
-        b_g = load_bias(bias_ih_ptr, bias_hh_ptr, 2, H, BLOCK_H)
-        b_o = load_bias(bias_ih_ptr, bias_hh_ptr, 3, H, BLOCK_H)
-        if FAST:
-            b_i, b_f, b_o = 0.5 * b_i, 0.5 * b_f, 0.5 * b_o
+        units = tl.arange(0, BLOCK_H)[:, None]
+        b_i, b_f, b_g, b_o = load_biases(bias_ih_ptr, bias_hh_ptr, units, H, FAST)
     h = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
     c = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
     if c_0_ptr is not None:
@@ -298,7 +278,7 @@ def layer_forward(
         begin_2, count_2 = step_rows(offsets_ptr, 2, T, reverse)
         now = mask_z & (row + sequence_z < count_0)
         x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + begin_0 * (4 * GATE) + offs_z, now, GATE)
-        active = lane < count_0
+        active = offs_b < count_0
         alive = mask & (row + sequence < count_0)
         out_ptr = output_ptr + begin_0 * (D * H)
         begin_0, count_0, begin_1, count_1 = begin_1, count_1, begin_2, count_2
@@ -319,7 +299,7 @@ def layer_forward(
             words, rests = exchange_exact(h, buffers, 0)
             d = exact_product(w, w_rest, words, rests, BLOCK_H, BLOCK_B, DOT)
         else:
-            words = exchange(h.to(DOT), buffers, 0)
+            words = exchange_units(h.to(DOT), buffers, 0)
             d = product(w, to_operand(words, BLOCK_H, BLOCK_B, DOT))
         d_i, d_f, d_g, d_o = to_gates(d, BLOCK_B)
         if FLOAT32:
@@ -329,10 +309,10 @@ def layer_forward(
         z_g, z_o = z_g + only(d_g, mask), z_o + only(d_o, mask)
     i, f, g, o, h, c = take_step(z_i, z_f, z_g, z_o, h, c, active, FAST, EXACT)
     p_h = from_tile(h, dtype, mask)
-    if SAVED:
+    if SAVE:
         p_i, p_f, p_g, p_o, p_c = pack_step(i, f, g, o, c, dtype)
     if resets_ptr is not None:
-        cut = load_cuts(resets_ptr, offsets_ptr, 0, T, B, lane, reverse)
+        cut = load_cuts(resets_ptr, offsets_ptr, 0, T, B, offs_b, reverse)
         h, c = clear(cut, h), clear(cut, c)
     z_ptr = gates_ih_ptr
     now = mask_z & (T > 1)
@@ -357,14 +337,14 @@ def layer_forward(
     if EXACT:
         words, rests = exchange_exact(h, buffers, 1)
     else:
-        words = exchange(h.to(DOT), buffers, 1)
+        words = exchange_units(h.to(DOT), buffers, 1)
 
     period = steps_of_layer(T)
     # The order in here is the compiler's hint: what nobody waits for stands below the product,
     # under which it then takes place, and the exchange stands last, as close to h as it gets.
     for t in range(1, T):
         if resets_ptr is not None:
-            cut = load_cuts(resets_ptr, offsets_ptr, t, T, B, lane, reverse)
+            cut = load_cuts(resets_ptr, offsets_ptr, t, T, B, offs_b, reverse)
         if AHEAD == 1:
             z_i, z_f, z_g, z_o = gate_tiles(
                 x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, scale, dtype, BLOCK_H, BLOCK_B, FAST,
@@ -386,7 +366,7 @@ def layer_forward(
             )  # fmt: skip
         # Of the step before
         tl.store(out_ptr + offs_h, p_h, mask=alive)
-        if SAVED:
+        if SAVE:
             save_step(p_i, p_f, p_g, p_o, p_c, steps_ptr, SIZE)
             steps_ptr += 5 * SIZE
         now = mask_z & (t + AHEAD < T)
@@ -395,7 +375,7 @@ def layer_forward(
             z_ptr = gates_ih_ptr
             out_ptr += step_h
         else:
-            active = lane < count_0
+            active = offs_b < count_0
             alive = mask & (row + sequence < count_0)
             out_ptr = output_ptr + begin_0 * (D * H)
             z_ptr = gates_ih_ptr + (begin_2 if AHEAD == 2 else begin_1) * (4 * GATE)
@@ -411,7 +391,7 @@ def layer_forward(
         x_i, x_f, x_g, x_o = load_gates(z_ptr + offs_z, now, GATE)
         i, f, g, o, h, c = take_step(z_i, z_f, z_g, z_o, h, c, active, FAST, EXACT, inverse)
         p_h = from_tile(h, dtype, mask)
-        if SAVED:
+        if SAVE:
             p_i, p_f, p_g, p_o, p_c = pack_step(i, f, g, o, c, dtype)
         if resets_ptr is not None:
             h, c = clear(cut, h), clear(cut, c)
@@ -421,9 +401,9 @@ def layer_forward(
         if EXACT:
             words, rests = exchange_exact(h, buffers, t + 1)
         else:
-            words = exchange(h.to(DOT), buffers, t + 1)
+            words = exchange_units(h.to(DOT), buffers, t + 1)
     tl.store(hide(out_ptr) + offs_h, p_h, mask=alive)
-    if SAVED:
+    if SAVE:
         save_step(p_i, p_f, p_g, p_o, p_c, hide(steps_ptr), SIZE)
     tl.store(h_n_ptr + offs_state, from_tile(h, dtype, mask), mask=mask)
     tl.store(c_n_ptr + offs_state, from_tile(c, dtype, mask), mask=mask)

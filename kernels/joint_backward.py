@@ -9,12 +9,19 @@ import triton
 import triton.language as tl
 
 from . import config
-from .backward import exchange, gates_product, largest_gate, layer_backward, load_matrices
-from .exchange import gates_bytes, largest_bytes, read_largest, shared_memory, write_largest
+from .backward import gates_product, layer_backward, load_matrices
+from .exchange import (
+    exchange_gates,
+    gates_bytes,
+    largest_bytes,
+    read_largest,
+    shared_memory,
+    write_largest,
+)
 from .launching import launch
 from .layout import from_tile, inline, tile_indices, to_tile
 from .memory import load_gates
-from .operand import power_of_two
+from .operand import largest_gate, power_of_two
 from .progress import steps_of_layer, steps_of_product, tell, wait
 
 
@@ -77,7 +84,7 @@ def multiply_backward(
             # The scale of the next step is found here, so that it needs no barrier of its own.
             largest_1 = largest_gate(di_1, df_1, dg_1, do_1)
             write_largest(largest_1, table)
-        words = exchange(di.to(DOT), df.to(DOT), dg.to(DOT), do.to(DOT), buffer)
+        words = exchange_gates(di.to(DOT), df.to(DOT), dg.to(DOT), do.to(DOT), buffer)
         if FLOAT32:
             scale, inverse_s = power_of_two(read_largest(largest_1, table))
         di, df, dg, do = di_1, df_1, dg_1, do_1

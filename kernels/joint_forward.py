@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 
 from . import config
-from .exchange import shared_memory, to_operand, units_bytes
-from .forward import TRANSPOSERS, exchange, layer_forward, load_matrix, transpose
+from .exchange import exchange_units, shared_memory, to_operand, units_bytes
+from .forward import TRANSPOSERS, layer_forward, load_matrix, transpose
 from .launching import launch
 from .layout import from_tile, inline, product, tile_indices, to_gates, to_tile
 from .operand import to_range
@@ -61,7 +61,7 @@ def multiply_forward(
             # Dropout makes numbers larger than 1, by as much as you like.
             x, inverse_x = to_range(x)
             scale = inverse * inverse_x
-        words = exchange(x.to(DOT), buffers, t)
+        words = exchange_units(x.to(DOT), buffers, t)
         offs += step
         ahead = mask & (t + 1 < T) & (((t + 1) & (period - 1)) != 0)
         x = load_input(input_ptr, mask_ptr, offs, ahead, BLOCK_H, BLOCK_B)

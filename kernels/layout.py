@@ -245,16 +245,9 @@ def step_rows(offsets_ptr, step, T, backwards):
 
 
 @inline
-def load_units(pointer, H: tl.constexpr, BLOCK_H: tl.constexpr):
-    """A float32 number for each unit, to broadcast with a tile; zeros from H on."""
-    unit = tl.arange(0, BLOCK_H)[:, None]
-    return load_in_place(pointer + unit, unit < H).to(tl.float32)
-
-
-@inline
-def load_cuts(resets_ptr, offsets_ptr, step, T, B, lane, backwards):
-    """Which sequences, of those in `lane`, lose their state between a step and the next, which the
-    later of the two in time says; backwards, 0 or 1: counted from the last. After the last: none.
+def load_cuts(resets_ptr, offsets_ptr, step, T, B, offs_b, backwards):
+    """Which of these sequences lose their state between a step and the next, which the later of the
+    two in time says; backwards, 0 or 1: counted from the last. After the last: none.
     """
     time = tl.maximum(tl.minimum(step + 1 + backwards * (T - 2 - 2 * step), T - 1), 0)
     if offsets_ptr is None:
@@ -262,8 +255,8 @@ def load_cuts(resets_ptr, offsets_ptr, step, T, B, lane, backwards):
     else:
         begin = tl.load(offsets_ptr + time)
         count = tl.load(offsets_ptr + time + 1) - begin
-    pointers = resets_ptr + begin + lane
-    mask = (lane < count) & (step + 1 < T)
+    pointers = resets_ptr + begin + offs_b
+    mask = (offs_b < count) & (step + 1 < T)
     return load_in_place(pointers, mask) != 0
 
 

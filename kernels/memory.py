@@ -2,7 +2,7 @@
 
 import triton.language as tl
 
-from .layout import inline
+from .layout import inline, load_in_place
 
 
 @inline
@@ -14,6 +14,26 @@ def load_gates(pointers, mask, GATE: tl.constexpr):
         tl.load(pointers + 2 * GATE, mask=mask, other=0),
         tl.load(pointers + 3 * GATE, mask=mask, other=0),
     )
+
+
+@inline
+def load_biases(bias_ih_ptr, bias_hh_ptr, unit, H: tl.constexpr, FAST: tl.constexpr):
+    """Both biases of i, f, g and o in one, to broadcast with the units, zeros from H on; if FAST
+    half of them for i, f and o, as the cell has them.
+    """
+    b_i = _load_bias(bias_ih_ptr, bias_hh_ptr, unit, H)
+    b_f = _load_bias(bias_ih_ptr + H, bias_hh_ptr + H, unit, H)
+    b_g = _load_bias(bias_ih_ptr + 2 * H, bias_hh_ptr + 2 * H, unit, H)
+    b_o = _load_bias(bias_ih_ptr + 3 * H, bias_hh_ptr + 3 * H, unit, H)
+    if FAST:
+        b_i, b_f, b_o = 0.5 * b_i, 0.5 * b_f, 0.5 * b_o
+    return b_i, b_f, b_g, b_o
+
+
+@inline
+def _load_bias(bias_ih_ptr, bias_hh_ptr, unit, H: tl.constexpr):
+    bias = load_in_place(bias_ih_ptr + unit, unit < H).to(tl.float32)
+    return bias + load_in_place(bias_hh_ptr + unit, unit < H).to(tl.float32)
 
 
 @inline

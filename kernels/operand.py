@@ -103,11 +103,17 @@ def to_range(h):
 
 
 @inline
+def largest_gate(di, df, dg, do):
+    """The largest gradient of each unit's gates: a tile."""
+    return tl.maximum(tl.maximum(tl.abs(di), tl.abs(df)), tl.maximum(tl.abs(dg), tl.abs(do)))
+
+
+@inline
 def gates_to_range(di, df, dg, do, UNITS: tl.constexpr):
     """`to_range` for four tiles that share their powers. UNITS: the dimension of the units.
 
     Gradients of a mean loss are about 1e-6: below float16's range without it.
     """
-    largest = tl.maximum(tl.maximum(tl.abs(di), tl.abs(df)), tl.maximum(tl.abs(dg), tl.abs(do)))
+    largest = largest_gate(di, df, dg, do)
     scale, inverse = power_of_two(tl.max(largest, axis=UNITS, keep_dims=True))
     return di * scale, df * scale, dg * scale, do * scale, inverse

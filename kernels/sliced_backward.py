@@ -24,12 +24,12 @@ from .memory import load_saved
 from .operand import gates_to_range, load_weights
 from .slices import (
     from_flat,
-    gates_bytes,
     part_offsets,
+    slice_bytes,
     slice_indices,
+    slice_operand,
     sum_parts,
     to_flat,
-    to_gates_operand,
     write_words,
 )
 
@@ -108,8 +108,8 @@ def lstm_sliced_backward_kernel(
     parts += tl.program_id(2) * SIZE
     own_ptr = exchange_ptr + tl.program_id(2) * (S * SIZE)
     saved = saved * S + tl.program_id(2)
-    lane = row + sequence
-    mask = (lane < B) & (unit < H)
+    offs_b = row + sequence
+    mask = (offs_b < B) & (unit < H)
     offs_h = sequence * (D * H) + unit
     offs_z = sequence * (4 * H) + unit
     offs_state = state + sequence * H + unit
@@ -137,16 +137,16 @@ def lstm_sliced_backward_kernel(
             grad = tl.load(grad_output_ptr + offs_h, mask=mask, other=0.0)
             grad_output_ptr -= step_h
         else:
-            now = mask & (lane < count)
+            now = mask & (offs_b < count)
             grad = tl.load(grad_output_ptr + begin_row * (D * H) + offs_h, mask=now, other=0.0)
     if resets_ptr is not None:
-        cut = load_cuts(resets_ptr, offsets_ptr, begin, T, B, lane, 1 - reverse)
+        cut = load_cuts(resets_ptr, offsets_ptr, begin, T, B, offs_b, 1 - reverse)
         before = tl.maximum(begin - 1, 0)
-        cut_before = load_cuts(resets_ptr, offsets_ptr, before, T, B, lane, 1 - reverse)
+        cut_before = load_cuts(resets_ptr, offsets_ptr, before, T, B, offs_b, 1 - reverse)
     c = from_flat(tl.load(steps_ptr + 4 * SIZE + offs_saved), BLOCK_H, BLOCK_B)
     s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, SIZE)
 
-    buffers = shared_memory(gates_bytes(BLOCK_B))
+    buffers = shared_memory(slice_bytes(BLOCK_B))
     for s in range(begin, end):
         i, f = from_flat(s_i, BLOCK_H, BLOCK_B), from_flat(s_f, BLOCK_H, BLOCK_B)
         g, o = from_flat(s_g, BLOCK_H, BLOCK_B), from_flat(s_o, BLOCK_H, BLOCK_B)
@@ -154,7 +154,7 @@ def lstm_sliced_backward_kernel(
         c_before = c_prev
         if resets_ptr is not None:
             c_before = clear(cut, c_prev)
-            cut_ahead = load_cuts(resets_ptr, offsets_ptr, s + 1, T, B, lane, 1 - reverse)
+            cut_ahead = load_cuts(resets_ptr, offsets_ptr, s + 1, T, B, offs_b, 1 - reverse)
         k_i, k_f, k_g, k_o, k_c = cell_factors(i, f, g, o, c_before, tanh(c, FAST, False))
         c = c_prev
         # For the next step; after the last, the same again, which nobody uses.
@@ -168,7 +168,7 @@ def lstm_sliced_backward_kernel(
             )
             if resets_ptr is not None:
                 dh_all = clear(cut_before, dh_all)
-            dh = dh_all if offsets_ptr is None else choose(lane < count_before, dh_all, dh)
+            dh = dh_all if offsets_ptr is None else choose(offs_b < count_before, dh_all, dh)
         if grad_output_ptr is not None:
             dh += grad.to(tl.float32)
         dc_after = dc
@@ -181,7 +181,7 @@ def lstm_sliced_backward_kernel(
         q_i, q_f, q_g, q_o = di, df, dg, do
         if FLOAT32:
             q_i, q_f, q_g, q_o, inverse_s = gates_to_range(di, df, dg, do, 1)
-        x = to_gates_operand(q_i.to(DOT), q_f.to(DOT), q_g.to(DOT), q_o.to(DOT), buffers, s, PARTS)
+        x = slice_operand(q_i.to(DOT), q_f.to(DOT), q_g.to(DOT), q_o.to(DOT), buffers, s, PARTS)
         dh_parts = product(w, x)
         if FLOAT32:
             dh_parts = dh_parts * tl.reshape(inverse * inverse_s, (1, 1, BLOCK_B))
@@ -195,8 +195,8 @@ def lstm_sliced_backward_kernel(
         if offsets_ptr is None:
             grad_gates_ptr -= step_z
         else:
-            dc = choose(lane < count, dc, dc_after)
-            alive = mask & (lane < count)
+            dc = choose(offs_b < count, dc, dc_after)
+            alive = mask & (offs_b < count)
             z_ptr += begin_row * (4 * H)
         if grad_output_ptr is not None:
             ahead = mask & (s + 1 < T)
@@ -204,7 +204,7 @@ def lstm_sliced_backward_kernel(
                 grad_ptr = grad_output_ptr
                 grad_output_ptr -= step_h
             else:
-                ahead &= lane < count_1
+                ahead &= offs_b < count_1
                 grad_ptr = grad_output_ptr + begin_1 * (D * H)
             grad = tl.load(grad_ptr + offs_h, mask=ahead, other=0.0)
         if offsets_ptr is not None:

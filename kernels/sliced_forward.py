@@ -12,14 +12,13 @@ from .layout import (
     clear,
     inline,
     load_cuts,
-    load_in_place,
     operand_indices,
     pin,
     rows_in_order,
     step_rows,
     to_operands,
 )
-from .memory import load_gates, save_step
+from .memory import load_biases, load_gates, save_step
 from .operand import LEAST, load_weights
 from .slices import (
     from_flat,
@@ -30,13 +29,6 @@ from .slices import (
     to_flat,
     write_h,
 )
-
-
-@inline
-def load_bias(bias_ih_ptr, bias_hh_ptr, unit, H: tl.constexpr):
-    """Both biases of a gate, (1, BLOCK_H), zeros from H on."""
-    bias = load_in_place(bias_ih_ptr + unit, unit < H).to(tl.float32)
-    return bias + load_in_place(bias_hh_ptr + unit, unit < H).to(tl.float32)
 
 
 @inline
@@ -133,19 +125,14 @@ def lstm_sliced_forward_kernel(
     if offsets_ptr is None:
         gates_ih_ptr += begin * step_z
         output_ptr += begin * step_h
-    lane = row + sequence
-    mask = (lane < B) & (unit < H)
+    offs_b = row + sequence
+    mask = (offs_b < B) & (unit < H)
     offs_z = sequence * (4 * H) + unit
     offs_h = sequence * (D * H) + unit
     offs_state = state + sequence * H + unit
     b_i, b_f, b_g, b_o = None, None, None, None
     if bias_ih_ptr is not None:
-        b_i = load_bias(bias_ih_ptr, bias_hh_ptr, unit, H)
-        b_f = load_bias(bias_ih_ptr + H, bias_hh_ptr + H, unit, H)
-        b_g = load_bias(bias_ih_ptr + 2 * H, bias_hh_ptr + 2 * H, unit, H)
-        b_o = load_bias(bias_ih_ptr + 3 * H, bias_hh_ptr + 3 * H, unit, H)
-        if FAST:
-            b_i, b_f, b_o = 0.5 * b_i, 0.5 * b_f, 0.5 * b_o
+        b_i, b_f, b_g, b_o = load_biases(bias_ih_ptr, bias_hh_ptr, unit, H, FAST)
     h = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
     c = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
     if c_0_ptr is not None:
@@ -167,12 +154,12 @@ def lstm_sliced_forward_kernel(
     else:
         begin_row, count = step_rows(offsets_ptr, begin, T, reverse)
         begin_1, count_1 = step_rows(offsets_ptr, begin + 1, T, reverse)
-        now = mask & (lane < count)
+        now = mask & (offs_b < count)
         x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + begin_row * (4 * H) + offs_z, now, H)
     for t in range(begin, end):
         z_i, z_f, z_g, z_o = to_sums(x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, FAST)
         if resets_ptr is not None:
-            cut = load_cuts(resets_ptr, offsets_ptr, t, T, B, lane, reverse)
+            cut = load_cuts(resets_ptr, offsets_ptr, t, T, B, offs_b, reverse)
         if offsets_ptr is None:
             gates_ih_ptr += step_z
             x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask & (t + 1 < end), H)
@@ -180,10 +167,10 @@ def lstm_sliced_forward_kernel(
             alive = mask
             active = None
         else:
-            active = lane < count
-            alive = mask & (lane < count)
+            active = offs_b < count
+            alive = mask & (offs_b < count)
             out_ptr = output_ptr + begin_row * (D * H)
-            ahead = mask & (lane < count_1) & (t + 1 < end)
+            ahead = mask & (offs_b < count_1) & (t + 1 < end)
             x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + begin_1 * (4 * H) + offs_z, ahead, H)
             begin_row, count = begin_1, count_1
             begin_1, count_1 = step_rows(offsets_ptr, t + 2, T, reverse)

@@ -340,13 +340,13 @@ _ROW = tl.constexpr(2 * 64 + 16)
 
 
 @triton.constexpr_function
-def gates_bytes(block_b):
-    """Both buffers of `to_gates_operand`."""
+def slice_bytes(block_b):
+    """Both buffers of `slice_operand`."""
     return 2 * block_b * _ROW.value
 
 
 @inline
-def to_gates_operand(di, df, dg, do, buffers, step, PARTS: tl.constexpr):
+def slice_operand(di, df, dg, do, buffers, step, PARTS: tl.constexpr):
     """Operand B of a slice's backward product: (num_warps, 64, BLOCK_B), the same of every warp, of
     four tiles of 16-bit numbers, gate by gate. One barrier, as in exchange.py, whose memory it is.
 

@@ -61,12 +61,13 @@ def checks(device):
     """(name, path, error, ceiling) of one small layer after the other."""
     for dtype in CEILING:
         to = dict(device=device, dtype=dtype)
-        for H in (20, 128, 144):
-            module = LSTM(9, H, 2, bidirectional=True, **to)
-            fed = torch.randn(3, 5, 9), torch.randn(4, 5, H), torch.randn(4, 5, H)
-            fed = [x.to(**to) for x in fed]
+        # The last runs both layers at once.
+        for H, T, both in ((20, 3, True), (128, 3, True), (144, 3, True), (128, 16, False)):
+            module = LSTM(9, H, 2, bidirectional=both, **to)
+            states = (torch.randn(2 + 2 * both, 5, H) for _ in range(2))
+            fed = [x.to(**to) for x in (torch.randn(T, 5, 9), *states)]
             path = module.explain(fed[0], tuple(fed[1:])).path
-            yield f"LSTM {H} {dtype}", path, errors(module, *fed), CEILING[dtype]
+            yield f"LSTM {H} T={T} {dtype}", path, errors(module, *fed), CEILING[dtype]
         cell = LSTMCell(9, 20, **to)
         fed = [x.to(**to) for x in (torch.randn(5, 9), torch.randn(5, 20), torch.randn(5, 20))]
         path = cell.explain(fed[0], tuple(fed[1:])).path

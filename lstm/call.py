@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from . import plan as plans
 from . import reference
+from .kernels import config
 from .packing import Packing
 from .reference import Weights
 
@@ -57,8 +58,6 @@ def plan_call(plan, L, D, H, P, bias, B):
     tile, projected = dict(plan.tile), P > 0
     grid, parts = (1,), 0
     if not plan.one_step:
-        from .kernels import config
-
         tiles, slices = -(-B // tile["BLOCK_B"]), -(-H // tile["BLOCK_H"])
         grid = (tiles, slices) if "PARTS" in tile else (tiles,)
         parts = tiles * config.bias_parts(tile, plans.interpreted())

@@ -9,7 +9,7 @@ from . import plan as plans
 from . import reference
 from .checks import alike, beyond_kernels, differentiable, traced_call, two_tensors
 from .pieces import contiguous
-from .precision import compute_dtype, matmul_fp32_precision, outside_autocast
+from .precision import autocasts, compute_dtype, matmul_fp32_precision, outside_autocast
 
 
 class LSTMCell(nn.LSTMCell):
@@ -21,8 +21,8 @@ class LSTMCell(nn.LSTMCell):
     Args, shapes, returns and errors are those of torch.nn.LSTMCell, of which it is a subclass:
     (input_size, hidden_size, bias=True, device=None, dtype=None).
 
-    Both products and the cell are one kernel. Calls it does not serve, `explain` tells which and
-    why, run PyTorch's own, as does torch.compile.
+    Both products and the cell are one kernel. Calls it does not serve (`explain` tells which, and
+    why) run PyTorch's own, as they do under torch.compile.
 
     Numerics: float32 follows torch.backends.cuda.matmul.fp32_precision, as nn.LSTMCell does on a
     GPU; its default, "ieee", is float32's own precision. Sums, cell and activations are float32 in
@@ -55,7 +55,7 @@ class LSTMCell(nn.LSTMCell):
             self._check_one_unit(input, hx)
             return super().forward(input, hx)
         tensors = [input, *(hx or (None, None)), *self._weights()]
-        if torch.is_autocast_enabled(input.device.type):
+        if autocasts(input):
             dtype = compute_dtype(input)
             tensors = [x if x is None else x.to(dtype) for x in tensors]
         if input.dim() == 1:

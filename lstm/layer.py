@@ -13,10 +13,10 @@ from .pieces import (
     give_biases,
     joint_backward,
     kernels,
-    none_done,
+    new_counters,
+    num_transposed,
     room_for_biases,
     sum_gates,
-    transposed,
 )
 from .plain import PlainLSTM
 from .precision import on_device_of
@@ -108,7 +108,7 @@ def reserve(call, input, capacity=None):
             input.new_empty(*rows, D * P),
             input.new_empty(*rows, D * H) if call.projected else None,
             input.new_empty(D * (1 + 5 * T) * numbers),
-            None if call.sliced else input.new_empty(transposed(D, layer), H, 4 * H),
+            None if call.sliced else input.new_empty(num_transposed(D, layer), H, 4 * H),
         )
     return saved
 
@@ -162,7 +162,7 @@ def _forward(call, input, masks, resets, h_0, c_0, weights, saved):
     # Packed sequences begin at different steps, the kernel's h is not projected, and slices
     # exchange what is below 1.
     folded = h_0 is not None and (packing or projected or call.sliced)
-    (done,) = none_done(call, input, 1)
+    (done,) = new_counters(call, input, 1)
     x, lower = input, None
     for layer in range(L):
         directions = call.weights(weights, layer)
@@ -224,7 +224,7 @@ def _backward(call, input, grads, masks, resets, saved, h_0, c_0, weights, needs
     grad_weights = [None] * len(weights)
     biases, bias_parts = room_for_biases(call, input) if call.bias else (None, None)
     dz_lower = None
-    (done,) = none_done(call, input, 1)
+    (done,) = new_counters(call, input, 1)
     for layer in reversed(range(L)):
         directions, first = call.weights(weights, layer), layer * D
         # Those of the layer's weights, and of one of its directions

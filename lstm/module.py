@@ -39,7 +39,7 @@ class LSTM(RNNBase):
             default: none. Results are the same, but that states between parts are rounded to the
             dtype of the call. It may be set later: lstm.recompute = 512.
 
-    Calls the kernels do not serve, `explain` tells which and why, run PyTorch's own LSTM: same
+    Calls the kernels do not serve (`explain` tells which, and why) run PyTorch's own LSTM: same
     result, its speed, and no recompute. In torch.compile and torch.export a call is one operator,
     but for a PackedSequence, which breaks the graph; ONNX gets its own LSTM.
 
@@ -47,7 +47,7 @@ class LSTM(RNNBase):
     default, "tf32", has 10 bits of mantissa in products; "ieee" is float32's own precision, on the
     kernels up to 64 units. Sums, cells and activations are float32 in every dtype.
 
-    It is no subclass of nn.LSTM, which torch.compile does not take.
+    It is not a subclass of nn.LSTM: torch.compile refuses those.
 
     Source: equations as in torch.nn.LSTM; forget gate from Gers et al., 2000,
         doi.org/10.1162/089976600300015015; projection from Sak et al., 2014,

@@ -54,8 +54,7 @@ def backward(inputs, needs, grads, count, masks, resets, D):
             for x, need in zip(inputs, needs, strict=True)
         ]
         input, h_0, c_0, *weights = inputs
-        size = len(weights) // count
-        layers = [tuple(weights[n : n + size]) for n in range(0, len(weights), size)]
+        layers = reference.by_layer(weights, count)
         outputs = lstm(input, h_0, c_0, layers, masks, resets, D)
         given = [(x, g) for x, g in zip(outputs, grads, strict=True) if g is not None]
         return torch.autograd.grad(

@@ -1,8 +1,8 @@
 """The LSTM as two operators, which torch.compile and torch.export keep whole.
 
-A compiler cannot see into a Triton launch, and knows no sizes yet when a path is chosen. To it
-these are two functions of tensors, which choose their path when they run, as `explain` does. Packed
-batches have their sizes in a tensor, so they stay outside.
+A compiler would take our launches apart, Python and all, and knows no sizes yet when a path is
+chosen. To it these are two functions of tensors, which choose their path when they run, as
+`explain` does. Packed batches have their sizes in a tensor, so they stay outside.
 """
 
 import torch
@@ -11,6 +11,7 @@ from . import layer, native, reference
 from . import plan as plans
 from .call import plan_call
 from .checks import differentiable, weight_sizes
+from .kernels.config import capacity
 from .reference import by_layer, named
 
 _PRECISIONS = "tf32", "ieee"
@@ -176,8 +177,6 @@ def _reserve(input, weights, count, D, precision, device=None):
     plan = plans.plan_on(input.device, H, 1, input.dtype, precision, D == 2)
     if plan.path == "torch":
         return None
-    from .kernels.config import capacity
-
     call = _plan_call(plan, weights, count, D, 1)
     like = input if device is None else torch.empty_like(input, device=device)
     return layer.reserve(call, like, capacity(input.shape[1], H, plans.interpreted()))
@@ -202,8 +201,6 @@ def _clear_rest(call, saved, B):
     """Zeros for the sequences that no tile has, and the matrices that nobody transposes: operators
     have to return the same each time.
     """
-    from .kernels.config import capacity
-
     room, held = capacity(B, call.H, plans.interpreted()), call.grid[0] * call.tile["BLOCK_B"]
     for first in range(0, len(saved or ()), layer.SAVED) if held < room else ():
         steps = saved[first + 2]

@@ -32,14 +32,14 @@ def aligned(x):
     return x if x.data_ptr() % 16 == 0 else x.clone()
 
 
-def transposed(D, layer):
+def num_transposed(D, layer):
     """Matrices of a layer that forward transposes: W_hh of each direction; and W_ih of what may be
     the upper of two layers at once, second.
     """
     return 2 if D == 2 or layer % 2 else 1
 
 
-def none_done(call, like, passes):
+def new_counters(call, like, passes):
     """Of each pass the counters of all pairs of layers at once, before the first step
     (kernels/progress.py); None of other layers.
     """

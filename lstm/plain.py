@@ -13,20 +13,20 @@ from .pieces import (
     give_biases,
     joint_backward,
     kernels,
-    none_done,
+    new_counters,
+    num_transposed,
     room_for_biases,
     sum_gates,
-    transposed,
 )
 from .precision import on_device_of
 
 
 class PlainLSTM(torch.autograd.Function):
-    """layer.lstm from zeros, in one direction and one slice, nothing packed, projected, dropped or
-    reset, as most training runs it.
+    """layer.lstm from zeros, with biases, in one direction and one slice, nothing packed,
+    projected, dropped or reset, as most training runs it.
 
-    The equations around the kernels are all that is left of it: host time bounds a small LSTM, and
-    the questions that the rest asks of a call take more of it than the answers (bench/host.py).
+    Only the equations around the kernels are left: host time bounds a small LSTM, and what layer.py
+    asks of a call takes longer than what it then does (bench/host.py).
     """
 
     @staticmethod
@@ -53,21 +53,21 @@ class PlainLSTM(torch.autograd.Function):
 
 def _forward(call, input, weights):
     """output, h_n, c_n; the input as rows, then of each layer steps, W_hh transposed and output, as
-    rows but for the last; and what `none_done` gives a backward.
+    rows but for the last; and what `new_counters` gives a backward.
     """
     L, H, numbers, tile, (T, B, I) = call.L, call.H, call.numbers, call.tile, input.shape
     h_n, c_n = input.new_empty(L, B, H), input.new_empty(L, B, H)
     x = input.reshape(T * B, I)
     saved, lower = [x], None
     # Of both passes at once: a launch less.
-    done, done_backward = none_done(call, x, 2)
+    done, done_backward = new_counters(call, x, 2)
     for layer in range(L):
         weight_ih, weight_hh, *biases = weights[4 * layer : 4 * layer + 4]
         # Of two layers at once the kernel multiplies for the upper.
         gates_ih = x.new_empty(T * B, 4 * H) if lower else F.linear(x, weight_ih)
         x = input.new_empty(T, B, H) if layer == L - 1 else input.new_empty(T * B, H)
         steps = input.new_empty((1 + 5 * T) * numbers)
-        weight_hh_t = input.new_empty(transposed(1, layer), H, 4 * H)
+        weight_hh_t = input.new_empty(num_transposed(1, layer), H, 4 * H)
         saved += (steps, weight_hh_t, x)
         own = gates_ih, *map(Tensor.contiguous, (*biases, weight_hh)), x, steps, weight_hh_t
         if lower:
@@ -96,7 +96,7 @@ def _backward(call, input, grads, saved, weights, needs, done):
     h, grad_weights, dz_lower = saved[-1].view(T * B, H), [None] * len(weights), None
     biases, bias_parts = room_for_biases(call, input)
     if call.joint and (done is None or captured(input)):
-        (done,) = none_done(call, input, 1)
+        (done,) = new_counters(call, input, 1)
     for layer in range(L - 1, -1, -1):
         x, *own = saved[3 * layer : 3 * layer + 3]
         at = 4 * layer

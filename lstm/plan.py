@@ -9,6 +9,8 @@ from importlib.util import find_spec
 import torch
 from torch.autograd import forward_ad
 
+from .kernels import config
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Launches one after the other, each for as many sequences as the card has room for at once.
 MAX_LAUNCHES = 4
@@ -195,11 +197,8 @@ def plan(
         stacked: whether `two_at_once` of the call; the rest as the module and its input have them.
     Returns: Plan.
     """
-    # In here, so that Triton is not imported where it is not needed.
     if refused := _refused(card, interpret, dtype, batch):
         return refused
-    from .kernels import config
-
     exact = dtype == torch.float32 and precision != "tf32"
     if hidden_size > config.MAX_HIDDEN_SIZE:
         return Plan("torch", f"hidden_size above {config.MAX_HIDDEN_SIZE} is not on the kernels")
@@ -209,38 +208,19 @@ def plan(
             f"hidden_size above {config.MAX_EXACT_HIDDEN_SIZE} in float32 with TF32 switched off "
             "is not on the kernels yet",
         )
-    D, slices, at_once = 2 if bidirectional else 1, 1, 0
-    sliced = hidden_size > config.MAX_ONE_SLICE
-    sizes, joint = (8, 16), None
-    if not sliced:
-        of = hidden_size, batch, dtype.itemsize, D, multiprocessors
+    D, joint, at_once = 2 if bidirectional else 1, None, 0
+    sizes = hidden_size, batch, dtype.itemsize
+    if hidden_size > config.MAX_ONE_SLICE:
+        tile, at_once, refused = _sliced(*sizes, D, multiprocessors, interpret)
+        if refused:
+            return refused
+    else:
         if stacked and D == 1 and not exact:
-            joint = 8 if interpret else config.sequences(*of, joint=True)
-        sizes = (joint or config.sequences(*of),)
-    for block_b in sizes:
-        tile = config.tile(hidden_size, batch, dtype.itemsize, interpret, exact, block_b)
-        tiles = -(-batch // tile["BLOCK_B"])
-        if interpret or not sliced:
-            break
-        # All programs that meet must be on the card. Where those of the smaller tiles are not, the
-        # larger ones take less time than one launch after the other.
-        resident = config.resident(multiprocessors, tile)
-        at_once = min(tiles, resident // (D * config.slices(hidden_size, tile)))
-        if at_once == tiles:
-            break
-    if sliced:
-        slices = config.slices(hidden_size, tile)
-        if not interpret and at_once == 0:
-            return Plan(
-                "torch",
-                f"{D * slices} programs would have to run at once, the card holds {resident}",
-            )
-        if not interpret and tiles > MAX_LAUNCHES * at_once:
-            return Plan(
-                "torch",
-                f"the batch would take {-(-tiles // at_once)} launches, and cuDNN is faster above "
-                f"{MAX_LAUNCHES} (estimated)",
-            )
+            joint = 8 if interpret else config.sequences(*sizes, D, multiprocessors, joint=True)
+        block_b = joint or config.sequences(*sizes, D, multiprocessors)
+        tile = config.tile(*sizes, interpret, exact, block_b)
+    tiles = -(-batch // tile["BLOCK_B"])
+    slices = config.slices(hidden_size, tile)
     operands = "float16" if dtype == torch.float32 else str(dtype).removeprefix("torch.")
     return Plan(
         "fused", _where(card, interpret), tuple(tile.items()),
@@ -250,13 +230,35 @@ def plan(
     )  # fmt: skip
 
 
+def _sliced(hidden_size, batch, itemsize, D, multiprocessors, interpret):
+    """Of slices: the tile, tiles of a launch, and the plan of a batch too large, else None."""
+    # All programs that meet must be on the card. Where those of the smaller tiles are not, the
+    # larger ones take less time than one launch after the other.
+    for block_b in (8, 16):
+        tile = config.tile(hidden_size, batch, itemsize, interpret, block_b=block_b)
+        if interpret:
+            return tile, 0, None
+        programs = D * config.slices(hidden_size, tile)
+        tiles, resident = -(-batch // block_b), config.resident(multiprocessors, tile)
+        at_once = min(tiles, resident // programs)
+        if at_once == tiles:
+            return tile, at_once, None
+    reason = None
+    if at_once == 0:
+        reason = f"{programs} programs would have to run at once, the card holds {resident}"
+    elif tiles > MAX_LAUNCHES * at_once:
+        reason = (
+            f"the batch would take {-(-tiles // at_once)} launches, and cuDNN is faster above "
+            f"{MAX_LAUNCHES} (estimated)"
+        )
+    return tile, at_once, reason and Plan("torch", reason)
+
+
 @lru_cache(maxsize=1024)
 def cell_plan(input_size, hidden_size, batch, dtype, card, interpret=False, precision="ieee"):
     """The path of one call of an LSTMCell. Args, returns: as `plan` has them."""
     if refused := _refused(card, interpret, dtype, batch):
         return refused
-    from .kernels import config
-
     if input_size + hidden_size > config.MAX_STEP_SIZE:
         reason = f"for input_size + hidden_size above {config.MAX_STEP_SIZE} cuBLAS is faster"
         return Plan("torch", f"{reason} (estimated)")
@@ -265,7 +267,8 @@ def cell_plan(input_size, hidden_size, batch, dtype, card, interpret=False, prec
     programs = -(-batch // tile["BLOCK_B"]) * -(-hidden_size // tile["BLOCK_H"])
     return Plan(
         "fused", _where(card, interpret), tuple(tile.items()), programs,
-        "tf32" if tf32 else str(dtype).removeprefix("torch."), one_step=True, precision=precision,
+        "tf32" if tf32 else str(dtype).removeprefix("torch."), one_step=True,
+        precision=precision if dtype == torch.float32 else "",
     )  # fmt: skip
 
 

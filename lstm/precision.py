@@ -13,7 +13,7 @@ _tunes = getattr(torch._C, "_cuda_tunableop_is_enabled", bool)
 
 
 def matmul_fp32_precision():
-    """Of other products of float32, from torch.backends.cuda.matmul: "ieee", the default, or
+    """Of float32 products outside an LSTM, from torch.backends.cuda.matmul: "ieee", the default, or
     "tf32".
     """
     return "tf32" if _matmul.fp32_precision == "tf32" else "ieee"

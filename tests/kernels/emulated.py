@@ -114,7 +114,7 @@ class Case:
         return ", ".join(f"{n}={getattr(self, n)}" for n in others)
 
 
-# Every number of warps and every width of a weight's read, each kernel, on every card.
+# Every number of warps and every width of a weight's read, each kernel of sequences, on every card.
 CASES = [
     Case(128, "bfloat16", 90),
     Case(128, "bfloat16", 80, D=2, states=False),

@@ -5,16 +5,16 @@ import torch
 import triton
 import triton.language as tl
 
-from lstm.kernels.backward import exchange as exchange_gates
 from lstm.kernels.backward import gates_product
 from lstm.kernels.exchange import (
+    exchange_gates,
+    exchange_units,
     gates_bytes,
     own_units,
     shared_memory,
     to_operand,
     units_bytes,
 )
-from lstm.kernels.forward import exchange
 from lstm.kernels.layout import (
     from_gates,
     from_tile,
@@ -111,7 +111,7 @@ def forward_product_kernel(
     w = tl.load(weight_ptr + (gate * BLOCK_H + unit) * BLOCK_H + k)
     w = rows_in_order(to_operands(w, BLOCK_H // 16, BLOCK_H, VEC, OWN, 1, 4, 4))
     offs = tl.arange(0, BLOCK_H)[:, None] * BLOCK_B + tl.arange(0, BLOCK_B)[None, :]
-    words = exchange(tl.load(h_ptr + offs), shared_memory(units_bytes(BLOCK_H, BLOCK_B)), 0)
+    words = exchange_units(tl.load(h_ptr + offs), shared_memory(units_bytes(BLOCK_H, BLOCK_B)), 0)
     z_i = tl.load(z_ptr + offs)
     z_f = tl.load(z_ptr + SIZE + offs)
     z_g = tl.load(z_ptr + 2 * SIZE + offs)

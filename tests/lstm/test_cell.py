@@ -191,7 +191,7 @@ def test_nothing_is_saved_where_nothing_needs_a_gradient(device, monkeypatch):
 
     saved = []
     launch = step.lstm_step
-    monkeypatch.setattr(step, "lstm_step", lambda *args: (saved.append(args[9]), launch(*args)))
+    monkeypatch.setattr(step, "lstm_step", lambda *args: (saved.append(args[10]), launch(*args)))
     ours, _ = pair(5, 20, device=device)
     with torch.no_grad():
         ours(make(3, 5, device=device))

@@ -539,9 +539,10 @@ def test_an_ahead_of_time_package_is_one_operator(device, launches, tmp_path):
     module, _ = pair(5, 20, 2, device=device)
     path = str(tmp_path / "package.pt2")
     program = exported(module.eval())
-    package = torch._inductor.aoti_load_package(
-        torch._inductor.aoti_compile_and_package(program, package_path=path)
-    )
+    # Headers compiled beforehand take half a minute, for a single program.
+    options = {"aot_inductor.precompile_headers": False}
+    torch._inductor.aoti_compile_and_package(program, package_path=path, inductor_configs=options)
+    package = torch._inductor.aoti_load_package(path)
     x, before = make_input(2, 3, 5, device=device), launches["forward"]
     assert_same(flat(package(x)), flat(module(x)), CLOSE)
     assert launches["forward"] == before + 4
