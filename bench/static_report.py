@@ -440,6 +440,9 @@ def _slice_limits(configuration: Configuration) -> dict[str, int]:
     numbers = -(-16 * sequences // threads)
     slices = config.slices(configuration.hidden_size, tile)
     words = numbers * slices if backward else tile["BLOCK_K"] * sequences // threads // 4
+    # Two threads add the parts of a number where there are so many, and meet in shared memory.
+    shared = threads >= 32 * sequences and slices % 2 == 0
+    words = words // 2 if backward and shared else words
     # Of W_hh a quarter would be as many reads of four registers, and 16 are for the sum of parts.
     return {
         "spills": 0,
@@ -447,8 +450,8 @@ def _slice_limits(configuration: Configuration) -> dict[str, int]:
         "membar": 0,
         # Forward adds the warps' sums, and exchanges them twice over; of float32 backward has a
         # scale for each sequence.
-        "bar": 1 + 2 * (configuration.dtype == "float32") if backward else sequences // 4,
-        "lds + ldsm": 16 + tile["BLOCK_K"] // tile["num_warps"] // 16,
+        "bar": 1 + 2 * (configuration.dtype == "float32") + shared if backward else sequences // 4,
+        "lds + ldsm": 16 + tile["BLOCK_K"] // tile["num_warps"] // 16 + 2 * shared,
         # Packed also where the rows of a later step begin and end, twice if resets look there too.
         "ldg": words + (6 if backward else 4) * numbers + 2 * packed * (1 + resets) + resets,
     }

@@ -73,7 +73,7 @@ class Training:
         labels = self.labels.index_select(0, self.batch)
         self.model.zero_grad(set_to_none=True)
         loss = cross_entropy(self.logits(images).float(), labels)
-        (loss * self.scale).backward()
+        (loss if self.scale == 1 else loss * self.scale).backward()
         self.update()
         return loss.detach()
 
@@ -83,11 +83,15 @@ class Training:
         if self.weights is self.parameters:
             self.optimizer.step()
             return
-        for weight, parameter in zip(self.weights, self.parameters, strict=True):
-            weight.grad = parameter.grad.float() / self.scale
+        # All at once: a kernel for each would take longer than the layers.
+        grads = [torch.empty_like(weight) for weight in self.weights]
+        torch._foreach_copy_(grads, [parameter.grad for parameter in self.parameters])
+        if self.scale != 1:
+            torch._foreach_div_(grads, self.scale)
+        for weight, grad in zip(self.weights, grads, strict=True):
+            weight.grad = grad
         self.optimizer.step()
-        for weight, parameter in zip(self.weights, self.parameters, strict=True):
-            parameter.copy_(weight)
+        torch._foreach_copy_(self.parameters, self.weights)
 
     def first_call(self, batch):
         """The first step on its own clock, with what comes once: compilation, warm-up, capture."""

@@ -166,6 +166,9 @@ def layer_backward(
     WORDS: tl.constexpr = SIZE if FLOAT32 or BLOCK_B == 2 else SIZE // 2
     if WORDS < SIZE:
         steps_ptr = steps_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
+    if ready_ptr is not None:
+        # Nobody waits for the layer that waits itself.
+        heard = there > 0
     row = tile * BLOCK_B
     state = (layer.to(tl.int64) * D * B + row) * H
     saved = tile
@@ -269,6 +272,8 @@ def layer_backward(
         write_largest(given, tables + TABLE)
         scale, inverse_s = power_of_two(tl.max(given, axis=0)[None, :] * ROOM)
     period = steps_of_layer(T)
+    if done_ptr is not None:
+        silent = tl.where(heard, 1, T)
     LANES: tl.constexpr = min(4, BLOCK_B)
     sum_i = tl.zeros((BLOCK_H, LANES), tl.float32)
     sum_f, sum_g, sum_o = sum_i, sum_i, sum_i
@@ -276,7 +281,7 @@ def layer_backward(
     # under whose product it then takes place.
     for s in range(0, T):
         if done_ptr is not None:  # noqa: SIM102 (known when the kernel is compiled, the other not)
-            if (s & (period - 1)) == 1:
+            if ((s & (period - 1)) == 1) & (s > silent):
                 # All threads had written those before the last one when they met in its exchange.
                 tell(done_ptr, s - 1)
         if ready_ptr is not None:
@@ -397,11 +402,12 @@ def layer_backward(
     if grad_bias_ptr is not None:
         unit, lane = tile_indices(BLOCK_H, LANES, H)
         grad_bias_ptr += (summed * LANES + lane) * (4 * H) + unit
-        there = unit < H
-        write_grad_gates(sum_i, sum_f, sum_g, sum_o, grad_bias_ptr, tl.float32, there, there, H)
-    if done_ptr is not None:
-        tl.debug_barrier()
-        tell(done_ptr, T)
+        inside = unit < H
+        write_grad_gates(sum_i, sum_f, sum_g, sum_o, grad_bias_ptr, tl.float32, inside, inside, H)
+    if done_ptr is not None:  # noqa: SIM102
+        if heard:
+            tl.debug_barrier()
+            tell(done_ptr, T)
 
 
 @triton.jit(

@@ -267,6 +267,8 @@ def layer_forward(
     active = None
     alive = mask
     if ready_ptr is not None:
+        # Nobody waits for the layer that waits itself.
+        heard = there > 0
         there = wait(ready_ptr, there, tl.minimum(1 + AHEAD, T))
     if offsets_ptr is None:
         x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask_z, GATE)
@@ -340,6 +342,8 @@ def layer_forward(
         words = exchange_units(h.to(DOT), buffers, 1)
 
     period = steps_of_layer(T)
+    if done_ptr is not None:
+        silent = tl.where(heard, 1, T)
     # The order in here is the compiler's hint: what nobody waits for stands below the product,
     # under which it then takes place, and the exchange stands last, as close to h as it gets.
     for t in range(1, T):
@@ -383,7 +387,7 @@ def layer_forward(
             begin_0, count_0, begin_1, count_1 = begin_1, count_1, begin_2, count_2
             begin_2, count_2 = step_rows(offsets_ptr, t + 3, T, reverse)
         if done_ptr is not None:  # noqa: SIM102 (known when the kernel is compiled, the other not)
-            if (t & (period - 1)) == 1:
+            if ((t & (period - 1)) == 1) & (t > silent):
                 # All threads had written those before the last one when they met in its exchange.
                 tell(done_ptr, t - 1)
         if ready_ptr is not None:
@@ -407,9 +411,10 @@ def layer_forward(
         save_step(p_i, p_f, p_g, p_o, p_c, hide(steps_ptr), SIZE)
     tl.store(h_n_ptr + offs_state, from_tile(h, dtype, mask), mask=mask)
     tl.store(c_n_ptr + offs_state, from_tile(c, dtype, mask), mask=mask)
-    if done_ptr is not None:
-        tl.debug_barrier()
-        tell(done_ptr, T)
+    if done_ptr is not None:  # noqa: SIM102
+        if heard:
+            tl.debug_barrier()
+            tell(done_ptr, T)
 
 
 # T and B change from call to call, and with B the addresses at which a layer's states begin. They

@@ -63,7 +63,7 @@ def multiply_backward(
     )
     there, period = 0, steps_of_layer(T)
     for s in range(T):
-        if s % steps_of_product() == 1:
+        if (s % steps_of_product() == 1) & (s > 1):
             # All threads had written those before the last one when they met in its exchange.
             tell(done_ptr, s - 1)
         if (s & (period - 1)) == 0:

@@ -30,7 +30,7 @@ def steps_of_layer(T):
     Telling takes a layer as long as half a step (estimated), waiting the next one as long as so
     many: of few steps the second counts, of many the first.
     """
-    return tl.where(T < 64, 4, 16)
+    return tl.where(T < 64, 4, tl.where(T < 256, 8, 16))
 
 
 @triton.constexpr_function
@@ -61,7 +61,7 @@ def wait(ready_ptr, known, needed):
     if INTERPRETED:
         return known
     elif SPIN_LIMIT > 0:
-        return _spin(ready_ptr, needed)
+        return _spin(ready_ptr, known, needed)
     else:
         return tl.inline_asm_elementwise(
             "{ .reg .pred p; mov.b32 $0, $1; setp.ge.s32 p, $0, $2; vote.sync.all.pred p, p, -1; "
@@ -74,9 +74,9 @@ def wait(ready_ptr, known, needed):
 
 
 @inline
-def _spin(ready_ptr, needed):
+def _spin(ready_ptr, known, needed):
     """Ask SPIN_LIMIT times at most, then say that it was in vain."""
-    spins, known = 0, _ask(ready_ptr)
+    spins = 0
     while (known < needed) & (spins < SPIN_LIMIT):
         spins, known = spins + 1, _ask(ready_ptr)
     if known < needed:

@@ -29,6 +29,7 @@ from .slices import (
     slice_indices,
     slice_operand,
     sum_parts,
+    sums_bytes,
     to_flat,
     write_words,
 )
@@ -146,7 +147,8 @@ def lstm_sliced_backward_kernel(
     c = from_flat(tl.load(steps_ptr + 4 * SIZE + offs_saved), BLOCK_H, BLOCK_B)
     s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, SIZE)
 
-    buffers = shared_memory(slice_bytes(BLOCK_B))
+    BYTES: tl.constexpr = slice_bytes(BLOCK_B)
+    buffers = shared_memory(BYTES + sums_bytes(S, SIZE, PARTS))
     for s in range(begin, end):
         i, f = from_flat(s_i, BLOCK_H, BLOCK_B), from_flat(s_f, BLOCK_H, BLOCK_B)
         g, o = from_flat(s_g, BLOCK_H, BLOCK_B), from_flat(s_o, BLOCK_H, BLOCK_B)
@@ -164,8 +166,9 @@ def lstm_sliced_backward_kernel(
 
         if s > 0:
             dh_all = sum_parts(
-                own_ptr + s % 2 * exchanged, s, BLOCK_H, BLOCK_B, S, states_ptr is None
-            )
+                own_ptr + s % 2 * exchanged, s, buffers + BYTES, BLOCK_H, BLOCK_B, S, PARTS,
+                states_ptr is None,
+            )  # fmt: skip
             if resets_ptr is not None:
                 dh_all = clear(cut_before, dh_all)
             dh = dh_all if offsets_ptr is None else choose(offs_b < count_before, dh_all, dh)

@@ -209,7 +209,7 @@ def _read_four_constraints(count):
 @triton.constexpr_function
 def _sum(count, stride):
     """PTX that reads `count` numbers, `stride` bytes apart, again and again until all tags are
-    right, and adds them as `sum_parts` says.
+    right, and adds them as `_sum_of` does.
     """
     words = [f"w{n}" for n in range(count)]
     lines = [f"{{ .reg .pred p; .reg .b32 x<4>, w<{count}>; .reg .f32 f<5>; again_${{:uid}}:"]
@@ -400,27 +400,81 @@ def part_offsets(
     return tl.reshape(offs, (NUM_WARPS, 16 * BLOCKS, BLOCK_B))
 
 
+@triton.constexpr_function
+def _sums(slices, size, warps):
+    """Sums that a number's parts are added in: two where there are as many threads for each."""
+    return 2 if 32 * warps >= 2 * size and slices % 2 == 0 else 1
+
+
+@triton.constexpr_function
+def sums_bytes(slices, size, warps):
+    """Shared memory of `sum_parts`."""
+    return 8 * size if _sums(slices, size, warps) == 2 else 0
+
+
+@triton.constexpr_function
+def _add_halves(size):
+    """PTX that adds two float32 numbers of shared memory, `size` of them apart."""
+    return (
+        f"{{ .reg .f32 x; ld.shared.f32 $0, [$1]; ld.shared.f32 x, [$1 + {4 * size}]; "
+        "add.f32 $0, $0, x; }"
+    )
+
+
 @inline
 def sum_parts(
-    part_ptr, t, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, S: tl.constexpr, MEET: tl.constexpr
-):
+    part_ptr, t, table, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, S: tl.constexpr,
+    PARTS: tl.constexpr, MEET: tl.constexpr,
+):  # fmt: skip
     """dh of this slice, of the parts of all: a tile. Every fourth of them in their order, then the
-    four sums, (0 + 1) + (2 + 3). MEET: wait for those of step t.
+    four sums, (0 + 1) + (2 + 3); where there are two threads for each number, so the first half of
+    them, and the second, and then both. MEET: wait for those of step t; table: `sums_bytes`.
     """
     SIZE: tl.constexpr = BLOCK_H * BLOCK_B
-    part_ptr += tl.arange(0, BLOCK_B)[:, None] * BLOCK_H + tl.arange(0, BLOCK_H)[None, :]
+    SUMS: tl.constexpr = _sums(S, SIZE, PARTS)
+    offs = tl.arange(0, BLOCK_B)[:, None] * BLOCK_H + tl.arange(0, BLOCK_H)[None, :]
     if MEET and SPIN_LIMIT == 0 and not INTERPRETED:
-        tags = tl.zeros(part_ptr.shape, tl.int32) + tag(t)
-        return tl.inline_asm_elementwise(
-            _sum(S, 4 * SIZE), "=&f,l,r", [part_ptr.to(tl.int64), tags],
-            dtype=tl.float32, is_pure=True, pack=1,
-        )  # fmt: skip
+        if SUMS == 1:
+            return _sum_when_there(part_ptr + offs, t, S, SIZE)
+        else:
+            # Of a tile half of the threads would have what the others have, and read it again.
+            i = tl.arange(0, 2 * SIZE)
+            half_ptr = part_ptr + i // SIZE * (S // 2 * SIZE) + i % SIZE
+            half = _sum_when_there(half_ptr, t, S // 2, SIZE)
+            tl.inline_asm_elementwise(
+                "st.shared.b32 [$1], $2; mov.b32 $0, 0;", "=r,r,f", [table + i * 4, half],
+                dtype=tl.int32, is_pure=False, pack=1,
+            )  # fmt: skip
+            tl.debug_barrier()
+            return tl.inline_asm_elementwise(
+                _add_halves(SIZE), "=&f,r", [table + offs * 4], dtype=tl.float32, is_pure=False,
+                pack=1,
+            )  # fmt: skip
     else:
+        part_ptr += offs
         if MEET:
             for writer in tl.static_range(S):
                 _spin(part_ptr + writer * SIZE, t)
-        a = _every_fourth(part_ptr, SIZE, S, 0) + _every_fourth(part_ptr, SIZE, S, 1)
-        return a + (_every_fourth(part_ptr, SIZE, S, 2) + _every_fourth(part_ptr, SIZE, S, 3))
+        dh = _sum_of(part_ptr, SIZE, S // SUMS)
+        if SUMS == 2:
+            dh += _sum_of(part_ptr + S // 2 * SIZE, SIZE, S // 2)
+        return dh
+
+
+@inline
+def _sum_when_there(pointers, t, COUNT: tl.constexpr, SIZE: tl.constexpr):
+    """`_sum_of`, once the tags are those of step t."""
+    tags = tl.zeros(pointers.shape, tl.int32) + tag(t)
+    return tl.inline_asm_elementwise(
+        _sum(COUNT, 4 * SIZE), "=&f,l,r", [pointers.to(tl.int64), tags],
+        dtype=tl.float32, is_pure=True, pack=1,
+    )  # fmt: skip
+
+
+@inline
+def _sum_of(part_ptr, SIZE: tl.constexpr, COUNT: tl.constexpr):
+    a = _every_fourth(part_ptr, SIZE, COUNT, 0) + _every_fourth(part_ptr, SIZE, COUNT, 1)
+    return a + (_every_fourth(part_ptr, SIZE, COUNT, 2) + _every_fourth(part_ptr, SIZE, COUNT, 3))
 
 
 @inline

@@ -150,6 +150,8 @@ CASES = [
     Case(128, "bfloat16", 80, B=3, block_b=2),
     # Slices that meet, and one step after the other
     Case(256, "bfloat16", 90, T=4),
+    # Eight warps, two threads for each number of a tile
+    Case(530, "float16", 90, T=4, B=3),
     Case(130, "float16", 80, T=4, block_b=16, B=17, D=2, packed=True, resets=True),
     Case(129, "float32", 90, T=3, states=False, at_once=0),
     # Two layers at once, of so many steps that they tell and wait more than once
