@@ -150,7 +150,8 @@ class Configuration:
         if self.kernel in STEP_KERNELS:
             precision = "tf32" if self.kernel == "step, tf32" else "ieee"
             batch = 1000 if self.kernel == "step, many" else 1
-            tile = config.step_tile(batch, itemsize, precision=precision)
+            aligned = self.hidden_size % 16 == 0
+            tile = config.step_tile(batch, itemsize, precision=precision, aligned=aligned)
             if self.kernel == "step, backward":
                 tile = {name: tile[name] for name in ("BLOCK_B", "BLOCK_H", "num_warps")}
             return tile

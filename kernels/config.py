@@ -119,10 +119,11 @@ def resident(multiprocessors, tile):
     return multiprocessors * (65536 // (256 * 32 * tile["num_warps"]))
 
 
-def step_tile(batch, itemsize, interpreted=False, precision="ieee"):
+def step_tile(batch, itemsize, interpreted=False, precision="ieee", aligned=False):
     """What one program of lstm_step_kernel works on, as keyword arguments of a launch.
 
-    Args: as `tile` has them; precision: of float32 products, "tf32" or "ieee".
+    Args: as `tile` has them; precision: of float32 products, "tf32" or "ieee"; aligned: whether
+        sizes of both products are multiples of 16.
     Returns: {"BLOCK_B", "BLOCK_H", "BLOCK_K", "PRECISION", "num_warps", "num_stages"}.
     """
     if interpreted:
@@ -135,17 +136,20 @@ def step_tile(batch, itemsize, interpreted=False, precision="ieee"):
             "num_stages": 1,
         }
     few = batch <= 64
+    wide = few and aligned and (itemsize == 2 or precision == "tf32")
     return {
         # Rows of a tensor core's tile, of which few sequences leave some empty; more of them share
         # a reading of the weights.
         "BLOCK_B": 16 if few else 64,
         # As few as it takes: programs are what shares the reading of the weights.
         "BLOCK_H": 16,
-        # 64 bytes: of 128, rows that are not aligned take too many registers for their addresses.
-        "BLOCK_K": 64 // itemsize,
+        # 64 bytes of a row, or 256: a turn of the loop waits for two barriers whatever it has. But
+        # of so many, rows that are not aligned take too many registers for their addresses, more
+        # sequences too much shared memory, and exact products too many instructions to gain by it.
+        "BLOCK_K": (256 if wide else 64) // itemsize,
         "PRECISION": precision,
         # A warp for each eight units, or for each 16 sequences
         "num_warps": 2 if few else 4,
-        # Three tiles on their way while one is multiplied
-        "num_stages": 4,
+        # Tiles on their way while one is multiplied, and that one
+        "num_stages": 3 if wide else 4,
     }

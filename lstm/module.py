@@ -220,9 +220,10 @@ class LSTM(RNNBase):
         if T == 1 and not self.bidirectional and not self.proj_size:
             states = hx if two_tensors(hx) else ()
             if not differentiable((*weights, x, *states)):
-                input_size = max(self.input_size, H * (self.num_layers > 1))
-                card, interpret = plans.capability(x.device), plans.interpreted()
-                plan = plans.cell_plan(input_size, H, B, dtype, card, interpret, precision)
+                plan = plans.cell_plan(
+                    self.input_size, H, B, dtype, plans.capability(x.device), plans.interpreted(),
+                    precision, self.num_layers > 1,
+                )  # fmt: skip
                 if plan.path == "fused":
                     return plan
         # Packed, as many steps as there are: 0 here

@@ -255,14 +255,20 @@ def _sliced(hidden_size, batch, itemsize, D, multiprocessors, interpret):
 
 
 @lru_cache(maxsize=1024)
-def cell_plan(input_size, hidden_size, batch, dtype, card, interpret=False, precision="ieee"):
-    """The path of one call of an LSTMCell. Args, returns: as `plan` has them."""
+def cell_plan(
+    input_size, hidden_size, batch, dtype, card, interpret=False, precision="ieee", stacked=False
+):
+    """The path of one call of an LSTMCell, or of as many layers as there are if stacked. Args,
+    returns: as `plan` has them.
+    """
     if refused := _refused(card, interpret, dtype, batch):
         return refused
-    if input_size + hidden_size > config.MAX_STEP_SIZE:
+    widest = max(input_size, hidden_size) if stacked else input_size
+    if widest + hidden_size > config.MAX_STEP_SIZE:
         reason = f"for input_size + hidden_size above {config.MAX_STEP_SIZE} cuBLAS is faster"
         return Plan("torch", f"{reason} (estimated)")
-    tile = config.step_tile(batch, dtype.itemsize, interpret, precision)
+    aligned = input_size % 16 == hidden_size % 16 == 0
+    tile = config.step_tile(batch, dtype.itemsize, interpret, precision, aligned)
     tf32 = dtype == torch.float32 and precision == "tf32"
     programs = -(-batch // tile["BLOCK_B"]) * -(-hidden_size // tile["BLOCK_H"])
     return Plan(

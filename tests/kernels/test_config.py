@@ -94,3 +94,11 @@ def test_more_sequences_of_a_step_share_a_reading_of_the_weights(itemsize):
     assert few["BLOCK_K"] * itemsize == 64
     # The tensor core's least
     assert few["BLOCK_K"] >= 16
+
+
+@pytest.mark.parametrize(
+    ("itemsize", "precision", "size"), [(2, "ieee", 256), (4, "tf32", 256), (4, "ieee", 64)]
+)
+def test_a_step_of_few_sequences_reads_more_of_aligned_rows(itemsize, precision, size):
+    few, many = (config.step_tile(B, itemsize, False, precision, aligned=True) for B in (64, 65))
+    assert (few["BLOCK_K"] * itemsize, many["BLOCK_K"] * itemsize) == (size, 64)
