@@ -26,6 +26,8 @@ ROOT = Path(__file__).parents[1]
 
 CYCLE_LENGTHS = (1024, 3072)
 SEEDS = (7, 8, 9)
+# Processes that compile, a processor for each: each takes a part of the GPU's memory, too.
+WORKERS = min(14, os.cpu_count())
 REPEATS = 100
 
 
@@ -88,9 +90,8 @@ def tests(run):
     elif find_spec("xdist"):
         # Most of the time goes into compiling, a processor for each kernel. A line for each test
         # says where a hang began.
-        workers = str(min(14, os.cpu_count()))
-        chosen += ["-v", "-n", workers, "--dist", "load", "--benchmark-disable"]
-    status, output = program(sys.executable, "-m", "pytest", "-q", *chosen)
+        chosen += ["-v", "-n", str(WORKERS), "--dist", "load", "--benchmark-disable"]
+    status, output = program(sys.executable, "-m", "pytest", *chosen)
     counts = {
         kind: int(n) for n, kind in re.findall(r"(\d+) (passed|failed|skipped|error)", output)
     }
@@ -151,9 +152,8 @@ def compile_ahead(run):
     compiled after the other, and here all go into Triton's cache.
     """
     chosen = [*cycle_cases(run, 16), *short_list(run)][: 2 if run.rehearse else None]
-    workers = 1 if run.rehearse else min(14, os.cpu_count())
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(1 if run.rehearse else WORKERS, mp_context=context) as pool:
         calls = [pool.submit(first_call, case, run.device) for case in chosen]
         for case, call in zip(chosen, calls, strict=True):
             made = {"impl": "lstm"}

@@ -1,15 +1,14 @@
 """LSTMCell: torch.nn.LSTMCell's interface, one step in one launch."""
 
-import copy
-
 import torch
 from torch import nn
 
 from . import plan as plans
 from . import reference
-from .checks import alike, beyond_kernels, differentiable, traced_call, two_tensors
+from .checks import alike, beyond_kernels, differentiable, two_tensors
 from .pieces import contiguous
 from .precision import autocasts, compute_dtype, matmul_fp32_precision, outside_autocast
+from .tracing import scripted, traced_call
 
 
 class LSTMCell(nn.LSTMCell):
@@ -32,12 +31,7 @@ class LSTMCell(nn.LSTMCell):
     """
 
     def __prepare_scriptable__(self):
-        """What torch.jit.script compiles instead: nn.LSTMCell with the same parameters."""
-        if type(self) is not LSTMCell:
-            return self
-        theirs = copy.copy(self)
-        theirs.__class__ = nn.LSTMCell
-        return theirs
+        return scripted(self, LSTMCell, nn.LSTMCell)
 
     def forward(self, input, hx=None):
         """nn.LSTMCell's forward.

@@ -21,15 +21,6 @@ def two_tensors(hx):
     return pair and all(isinstance(x, torch.Tensor) for x in hx)
 
 
-def traced_call(module, input, **others):
-    """A module's call as torch.fx.symbolic_trace records it, which keeps whole only the modules of
-    torch.nn. input: torch.fx.Proxy; others: arguments that may be None.
-    """
-    given = {name: x for name, x in others.items() if x is not None}
-    path = input.tracer.path_of_module(module)
-    return input.tracer.create_proxy("call_module", path, (input,), given)
-
-
 def alike(tensors):
     """Whether all are dense, on the device of the first, and compute in its dtype."""
     if len(set(map(_kind, tensors))) == 1:

@@ -1,6 +1,5 @@
 """LSTM: torch.nn.LSTM's interface over the kernels, or PyTorch's LSTM where they don't serve."""
 
-import copy
 from dataclasses import replace
 
 import torch
@@ -17,12 +16,12 @@ from .checks import (
     check_resets,
     differentiable,
     shape_of,
-    traced_call,
     two_tensors,
     weight_sizes,
 )
 from .packing import Packing
 from .precision import autocasts, compute_dtype, fp32_precision
+from .tracing import scripted, traced_call
 
 
 class LSTM(RNNBase):
@@ -71,12 +70,7 @@ class LSTM(RNNBase):
     permute_hidden = nn.LSTM.permute_hidden
 
     def __prepare_scriptable__(self):
-        """What torch.jit.script compiles instead: nn.LSTM with the same parameters."""
-        if type(self) is not LSTM:
-            return self
-        theirs = copy.copy(self)
-        theirs.__class__ = nn.LSTM
-        return theirs
+        return scripted(self, LSTM, nn.LSTM)
 
     def extra_repr(self):
         return super().extra_repr() + (f", recompute={self.recompute}" if self.recompute else "")
@@ -222,7 +216,7 @@ class LSTM(RNNBase):
             if not differentiable((*weights, x, *states)):
                 plan = plans.cell_plan(
                     self.input_size, H, B, dtype, plans.capability(x.device), plans.interpreted(),
-                    precision, self.num_layers > 1,
+                    precision, self.num_layers,
                 )  # fmt: skip
                 if plan.path == "fused":
                     return plan

@@ -10,6 +10,7 @@ import torch
 from torch.autograd import forward_ad
 
 from .kernels import config
+from .tracing import traced
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Launches one after the other, each for as many sequences as the card has room for at once.
@@ -146,19 +147,6 @@ def transformed():
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-_mode = torch._C._get_dispatch_mode
-_FAKE, _PROXY = torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY
-_PYTHON = torch._C.DispatchKey.Python
-
-
-def traced(input):
-    """Whether operations on the input are recorded, or it has no numbers of its own: a launch is no
-    operation, so nobody would see it.
-    """
-    unseen = torch._C._is_tracing() or torch._C._dispatch_keys(input).has(_PYTHON)
-    return unseen or _mode(_FAKE) is not None or _mode(_PROXY) is not None
-
-
 def refusal(input):
     """The plan of a call that no kernel can run, whatever its sizes are; else None."""
     if not isinstance(input, torch.Tensor):
@@ -256,14 +244,12 @@ def _sliced(hidden_size, batch, itemsize, D, multiprocessors, interpret):
 
 @lru_cache(maxsize=1024)
 def cell_plan(
-    input_size, hidden_size, batch, dtype, card, interpret=False, precision="ieee", stacked=False
+    input_size, hidden_size, batch, dtype, card, interpret=False, precision="ieee", num_layers=1
 ):
-    """The path of one call of an LSTMCell, or of as many layers as there are if stacked. Args,
-    returns: as `plan` has them.
-    """
+    """The path of a call of an LSTMCell or several layers. Args, returns: as `plan` has them."""
     if refused := _refused(card, interpret, dtype, batch):
         return refused
-    widest = max(input_size, hidden_size) if stacked else input_size
+    widest = max(input_size, hidden_size) if num_layers > 1 else input_size
     if widest + hidden_size > config.MAX_STEP_SIZE:
         reason = f"for input_size + hidden_size above {config.MAX_STEP_SIZE} cuBLAS is faster"
         return Plan("torch", f"{reason} (estimated)")

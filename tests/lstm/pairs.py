@@ -34,6 +34,15 @@ def run(module, input, hx=None):
     return *returned, *torch.autograd.grad(loss, [input, *module.parameters()])
 
 
+def gradients(module, x, hx=None, *resets):
+    """Results of a module, compiled or not, then gradients of everything."""
+    leaves = [x.detach().requires_grad_(), *(s.detach().requires_grad_() for s in hx or ())]
+    states = [tuple(leaves[1:])] if hx else [None for _ in resets]
+    returned = flat(module(leaves[0], *states, *resets))
+    loss = sum(y.square().sum() for y in returned)
+    return *returned, *torch.autograd.grad(loss, [*leaves, *module.parameters()])
+
+
 def assert_same(ours, theirs, ceiling=CEILING[torch.float32]):
     for number, (x, y) in enumerate(zip(ours, theirs, strict=True)):
         assert (x.shape, x.dtype, x.device) == (y.shape, y.dtype, y.device), number

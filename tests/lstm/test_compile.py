@@ -13,7 +13,16 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from lstm import LSTM
 from tests.accuracy import EXACT_CEILING
-from tests.lstm.pairs import assert_equal, assert_same, flat, make_hx, make_input, no_onednn, pair
+from tests.lstm.pairs import (
+    assert_equal,
+    assert_same,
+    flat,
+    gradients,
+    make_hx,
+    make_input,
+    no_onednn,
+    pair,
+)
 
 # With it a step of a compiler is the one of eager mode, but for fused sums of what is around.
 CLOSE = EXACT_CEILING
@@ -32,15 +41,6 @@ def fresh():
 
 def compiled(module, backend="aot_eager", fullgraph=True, **options):
     return torch.compile(module, backend=backend, fullgraph=fullgraph, **options)
-
-
-def gradients(module, x, hx=None, *resets):
-    """Results of a module, compiled or not, then gradients of everything."""
-    leaves = [x.detach().requires_grad_(), *(s.detach().requires_grad_() for s in hx or ())]
-    states = [tuple(leaves[1:])] if hx else [None for _ in resets]
-    returned = flat(module(leaves[0], *states, *resets))
-    loss = sum(y.square().sum() for y in returned)
-    return *returned, *torch.autograd.grad(loss, [*leaves, *module.parameters()])
 
 
 def with_states(module, input, hx):

@@ -207,7 +207,7 @@ def bad(resets, input=None):
     return call
 
 
-def test_resets_that_do_not_fit_are_refused():
+def test_resets_that_do_not_fit_are_refused(device, launches):
     rows = pack_padded_sequence(torch.zeros(4, 3, 5), [4, 3, 1])
     flags = PackedSequence(torch.zeros(8, dtype=torch.bool), torch.tensor([3, 2, 2, 1]))
     other = PackedSequence(torch.zeros(8, dtype=torch.bool), torch.tensor([3, 3, 1, 1]))
@@ -223,7 +223,8 @@ def test_resets_that_do_not_fit_are_refused():
     ):
         with pytest.raises(kind, match=message):
             call()
-    LSTM(5, 20)(rows, None, flags)
+    LSTM(5, 20, device=device)(rows.to(device), None, flags.to(device))
+    assert launches == {"forward": 1, "backward": 0}
 
 
 def test_a_call_that_fits_nothing_has_nn_lstms_error():
