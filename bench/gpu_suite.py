@@ -31,7 +31,7 @@ from statistics import geometric_mean, median
 
 import torch
 
-from bench import plot, record
+from bench import bounds, plot, record
 from bench.stages import STAGES, Run
 
 ROOT = Path(__file__).parents[1]
@@ -118,7 +118,9 @@ def _cycles(made, run):
     cycles = run["cycles_per_step"]
     count = "no clock" if cycles is None else f"{cycles:.0f} cycles"
     sizes = f"H={made['case']['H']} B={made['case']['B']} {made['case']['dtype']}"
-    return f"{run['kernel']} kernel, {sizes}: {count}, {run['us_per_step']:.3f} us a step"
+    least = bounds.step_of_record(made, run["kernel"])
+    bound = f", {least:.0f} at least" if least else ""
+    return f"{run['kernel']} kernel, {sizes}: {count}{bound}, {run['us_per_step']:.3f} us a step"
 
 
 def _peers(made, run):
@@ -138,7 +140,9 @@ def _compared(made):
     peaks = ""
     if ours["peak_bytes"] is not None:
         peaks = f", {ours['peak_bytes'] / 2**20:.1f} and {peer['peak_bytes'] / 2**20:.1f} MiB"
-    return f"{plot.speedup(made):6.2f}  {describe(made)}, {ours['path']}: {times}{peaks}"
+    share = plot.share_of_time(made)
+    bound = f", bound {100 * share:.0f} % of ours" if share else ""
+    return f"{plot.speedup(made):6.2f}  {describe(made)}, {ours['path']}: {times}{peaks}{bound}"
 
 
 def describe(made):

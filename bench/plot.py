@@ -17,7 +17,7 @@ from statistics import geometric_mean, median, quantiles
 
 from matplotlib.figure import Figure
 
-from bench import record
+from bench import bounds, record
 
 ROOT = Path(__file__).parents[1]
 RECORDS, PLOTS, README = ROOT / "bench" / "records", ROOT / "bench" / "plots", ROOT / "README.md"
@@ -39,6 +39,8 @@ NAME = {
     "torchrl": "TorchRL",
 }
 NAME |= {"triton": NAME["lstm"], "cudnn": NAME["torch"]}
+# What ours cannot be faster than
+BOUND = "bound of lstm.LSTM"
 
 BEGIN, END = "<!-- results: made by python -m bench.plot -->\n", "<!-- end of results -->\n"
 NOT_MEASURED = "Not measured yet: no record of a GPU is committed.\n"
@@ -59,6 +61,18 @@ def speedup(made):
     """Time of torch.nn.LSTM over lstm.LSTM's, of medians; None without both."""
     ours, peer = find(made, "lstm"), find(made, "torch")
     return median(times(peer)) / median(times(ours)) if ours and peer else None
+
+
+def least_ms(made):
+    """The least milliseconds that ours can take (bench/bounds.py); None where that is not known."""
+    found = bounds.of_record(made)
+    return 1e3 * found.least if found else None
+
+
+def share_of_time(made):
+    """That least time over ours, of a case on the kernels; None where either is not known."""
+    ours, least = find(made, "lstm"), least_ms(made)
+    return least / median(times(ours)) if ours and ours["path"] == "fused" and least else None
 
 
 def where(made):
@@ -129,7 +143,7 @@ def _heat_map(axes, records):
 
 
 def draw_steps(records):
-    """Microseconds per time step against H, a line for each implementation.
+    """Microseconds per time step against H, a line for each implementation and for the bound.
 
     Yields: (name, figure) for each mode, clock, dtype and number of layers.
     """
@@ -141,6 +155,7 @@ def draw_steps(records):
             title,
             "time per step (us)",
             lambda made, run: [1e3 * ms / made["case"]["T"] for ms in times(run)],
+            lambda made: least_ms(made) and 1e3 * least_ms(made) / made["case"]["T"],
         )
         yield f"steps-{_slug(mode)}-{layers}-{dtype}-{clock}", figure
 
@@ -167,8 +182,10 @@ def draw_memory(records):
         yield f"memory-{_slug(mode)}-{layers}-{dtype}", figure
 
 
-def _panels(records, title, label, values):
-    """A panel for each T and B: median and 20 to 80 % band of values(record, run) against H."""
+def _panels(records, title, label, values, least=lambda made: None):
+    """A panel for each T and B: median and 20 to 80 % band of values(record, run) against H, and
+    dashed what they cannot be below.
+    """
     panels = groups(records, "T", "B")
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
@@ -189,6 +206,9 @@ def _panels(records, title, label, values):
                 H, low, middle, high = zip(*points, strict=True)
                 (drawn[impl],) = axes.plot(H, middle, "o-", color=COLOUR[impl], markersize=4)
                 axes.fill_between(H, low, high, color=COLOUR[impl], alpha=0.2)
+        floor = [(made["case"]["H"], least(made)) for made in some if least(made)]
+        if floor:
+            (drawn[BOUND],) = axes.plot(*zip(*floor, strict=True), "--", color="black", linewidth=1)
         hidden = sorted({made["case"]["H"] for made in some})
         axes.set_xscale("log", base=2)
         axes.set_xticks(hidden, labels=hidden, fontsize=7)
@@ -196,7 +216,7 @@ def _panels(records, title, label, values):
         axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
         axes.set(title=f"T={T}, B={B}", xlabel="H, hidden size", ylabel=label)
-    names = [NAME[impl] for impl in drawn]
+    names = [NAME.get(impl, impl) for impl in drawn]
     figure.legend(list(drawn.values()), names, loc="outside lower center", ncols=len(names) or 1)
     figure.suptitle(title, fontsize=10)
     return figure
@@ -313,16 +333,20 @@ def _results_on(records):
         if ratios:
             lost = sum(ratio < 1 for ratio in ratios.values())
             worst = min(ratios, key=ratios.get)
+            shares = [share for made in some if (share := share_of_time(made))]
             rows.append(
                 f"| {mode} | {_clock(clock)} | {len(ratios)} | "
-                f"{geometric_mean(ratios.values()):.2f} | {ratios[worst]:.2f}: {worst} | {lost} |"
+                f"{geometric_mean(ratios.values()):.2f} | {ratios[worst]:.2f}: {worst} | {lost} | "
+                f"{f'{100 * median(shares):.0f} %' if shares else 'not known'} |"
             )
     if rows:
         lines += [
-            "Speed-up over `torch.nn.LSTM`, of medians of alternating rounds:",
+            "Speed-up over `torch.nn.LSTM`, of medians of alternating rounds; and, of cases on the "
+            "kernels, the median share of our time that nothing can take away "
+            "([bench/bounds.py](bench/bounds.py)):",
             "",
-            "| mode | clock | cases | geometric mean | worst | slower |",
-            "| --- | --- | --- | --- | --- | --- |",
+            "| mode | clock | cases | geometric mean | worst | slower | bound |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
             *rows,
             "",
         ]

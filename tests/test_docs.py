@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import lstm
+from bench.bounds import CARDS, bound, step_cycles, table
+from bench.cases import SHORT, Case
 from lstm.kernels import config
 from lstm.plan import DTYPES, MIN_JOINT_STEPS, plan, two_at_once
 from tests.accuracy import CEILING, EXACT_CEILING
@@ -68,10 +70,10 @@ def test_the_readme_names_every_page_and_example():
         assert f"({path.relative_to(ROOT)})" in PAGES["README.md"]
 
 
-CARDS = rows(FASTER, "card")
+LARGEST = rows(FASTER, "card")
 
 
-@pytest.mark.parametrize("row", CARDS, ids=[row[0] for row in CARDS])
+@pytest.mark.parametrize("row", LARGEST, ids=[row[0] for row in LARGEST])
 def test_the_largest_batches_are_as_the_page_says(row):
     _, card, *batches = row
     capability, multiprocessors = card.split(", ")
@@ -111,6 +113,36 @@ def test_layers_run_two_at_a_time_as_the_page_says():
             assert plan(hidden_size, most, dtype, **call).joint
             assert not plan(hidden_size, most + 1, dtype, **call).joint
             assert plan(low - 1, most + 1, dtype, **call).joint
+
+
+def test_what_bounds_a_call_is_as_the_page_says():
+    h100 = CARDS["H100"]
+    cases = {str(case): case for case in (*SHORT, Case("forward+backward", 128, 512, 128, 128))}
+    found = rows(FASTER, "case")
+    assert [f"| {' | '.join(row)} |" for row in found] == table(
+        h100, [cases[name] for name, *_ in found]
+    )[2:]
+    words = " ".join(FASTER.split())
+    numbers = re.search(r"from (\d+) sequences on in bfloat16, from (\d+) in float32", words)
+    for dtype, first in zip(("bfloat16", "float32"), map(int, numbers.groups()), strict=True):
+        case = {
+            B: Case("forward+backward", 1024, B, 128, 128, 1, dtype) for B in (first - 1, first)
+        }
+        assert [bound(case[B], h100).by for B in case] == ["chain", "memory"]
+
+
+STEPS = rows(FASTER, "kernel")
+
+
+@pytest.mark.parametrize("row", STEPS, ids=[" ".join(row[:3]) for row in STEPS])
+def test_the_least_cycles_of_a_step_are_as_the_page_says(row):
+    kernel, dtype, sequences, least, estimated = row
+    tile = config.tile(128, 8, getattr(torch, dtype).itemsize, block_b=int(sequences))
+    cycles = [
+        step_cycles(tile, dtype, CARDS[card], kernel == "backward") for card in ("A100", "H100")
+    ]
+    assert least == " / ".join(f"{number:.0f}" for number in cycles)
+    assert all(map(int.__gt__, map(int, estimated.split(" / ")), map(int, cycles)))
 
 
 # PyTorch's own, of jvp

@@ -124,6 +124,16 @@ def test_a_wrong_implementation_gets_no_time(tmp_path, monkeypatch):
     assert "time_ms" not in made["runs"][0]
 
 
+def test_headlines_say_how_far_from_the_bound_a_case_and_a_step_are():
+    made = compared() | {"env": {"gpu": "NVIDIA H100 80GB HBM3"}}
+    made["runs"][0] |= {"path": "fused", "time_ms": [4 * plot.least_ms(made)]}
+    run = {"impl": "lstm", "kernel": "forward", "cycles_per_step": 900.0, "us_per_step": 0.5}
+    step = made | {"name": "cycles", "runs": [run]}
+    lines = gpu_suite.headlines([made, step])
+    assert any(line.endswith("bound 25 % of ours") for line in lines)
+    assert any("900 cycles, 512 at least" in line for line in lines)
+
+
 def test_slower_means_beyond_five_percent_and_the_noise():
     before = [compared(ours=1.0), compared(ours=1.0, B=1)]
     assert gpu_suite.slower([compared(ours=1.04), compared(ours=9.0, B=2)], before) == []

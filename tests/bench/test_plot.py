@@ -25,7 +25,7 @@ MNIST = {
 def compared(ours=1.0, peer=2.0, **sizes):
     """A record of both on one case, of these median times."""
     case = {"mode": "forward+backward", "T": 28, "B": 16, "I": 28, "H": 128, "num_layers": 1}
-    case |= {"dtype": "float32", "clock": "python"} | sizes
+    case |= {"dtype": "float32", "fp32_precision": "tf32", "clock": "python"} | sizes
     runs = [
         {
             "impl": impl,
@@ -99,6 +99,24 @@ def test_results_count_what_is_slower_and_name_the_worst_case_and_the_source():
     assert "| 2 | 1.00 | 0.50: T=28, B=1, H=128, 1 layer, float32 | 1 |" in text
     assert "On A GPU, driver 1, CUDA 13, cuDNN 9, torch 2, Triton 3; commit 3f2c1ab" in text
     assert "| `torch.nn.LSTM` | 7 | 2 | 0.500 | 2.00 | 98.00 |" in text
+
+
+def on_h100(ours, path="fused"):
+    made = compared(ours) | {"env": MNIST["env"] | {"gpu": "NVIDIA H100 80GB HBM3"}}
+    made["runs"][0]["path"] = path
+    return made
+
+
+def test_a_known_card_has_a_bound_in_results_and_figures():
+    least = plot.least_ms(on_h100(1.0))
+    assert "| 0 | 50 % |" in plot.results([on_h100(2 * least)])
+    # Only of what ran on the kernels, and of a card that is known.
+    assert plot.share_of_time(on_h100(1.0, "torch")) is None
+    assert "| 0 | not known |" in plot.results([compared()])
+    ((_, figure),) = plot.draw_steps([on_h100(1.0)])
+    (axes,) = figure.axes
+    assert axes.lines[-1].get_linestyle() == "--"
+    assert axes.lines[-1].get_ydata()[0] == pytest.approx(1e3 * least / 28)
 
 
 def test_devices_are_not_mixed():
