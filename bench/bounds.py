@@ -112,18 +112,18 @@ def step_cycles(tile, dtype, card, backward=False, together=1):
     H, B, warps = tile["BLOCK_H"], tile["BLOCK_B"], tile["num_warps"]
     # A warp has one of four schedulers, each with a quarter of all rates but those of bytes.
     share = min(1.0, warps / 4) / together
-    # The tensor core's tile has eight columns, of fewer sequences copies.
-    columns = max(8, B)
-    multiply = 4 * H * tile.get("BLOCK_K", H) * columns / (card.products * share)
+    # The tensor core's tile has eight columns, however few the sequences are.
+    multiply = 4 * H * tile.get("BLOCK_K", H) * max(8, B) / (card.products * share)
     if backward:
         cells = MULTIPLICATIONS_OF_CELL * H * B / (card.lanes * share)
     else:
         cells = MUFU_OF_CELL[dtype] * H * B / (MUFU_LANES * share)
     if "PARTS" in tile:
         return card.l2_cycles + multiply + cells
-    # In 16 bits h, or the gradients of four gates, which every warp reads all of
+    # In 16 bits h, or the gradients of four gates, which every warp reads all of, of two sequences
+    # twice
     exchanged = 2 * H * (4 if backward else 1)
-    read = warps * columns * exchanged
+    read = warps * max(4, B) * exchanged
     moved = read + B * exchanged + NUMBERS_OF_CELL * H * B * getattr(torch, dtype).itemsize
     return max(max(multiply, read / BYTES) + cells, moved / BYTES)
 

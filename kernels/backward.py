@@ -27,7 +27,7 @@ from .exchange import (
     read_gates,
     read_largest,
     shared_memory,
-    to_gate_operand,
+    to_gate_operands,
     write_gates,
     write_largest,
 )
@@ -44,6 +44,7 @@ from .layout import (
     operand_indices,
     pin,
     product,
+    rows_in_order,
     step_rows,
     tile_indices,
     to_operands,
@@ -100,45 +101,58 @@ def step_factors(
 
 
 @inline
-def gates_product(
-    w_if, w_go, words, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, DOT: tl.constexpr
+def gates_product(w, words, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, DOT: tl.constexpr):
+    """W_hh^T, as `to_matrices` has it, times the gradients of the gates: a tile."""
+    if BLOCK_B >= 8:
+        # Two chains, each of half of the weights
+        w_if, w_go = w
+        x_if, x_go = to_gate_operands(words, BLOCK_H, BLOCK_B, DOT)
+        return to_units(product(w_if, x_if), BLOCK_B) + to_units(product(w_go, x_go), BLOCK_B)
+    else:
+        return to_units(product(w, to_gate_operands(words, BLOCK_H, BLOCK_B, DOT)), BLOCK_B)
+
+
+@inline
+def matrix_pointers(
+    weight_t_ptr, H: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr
 ):
-    """W_hh^T times the gradients of the gates: a tile. Two chains, each of half of the weights."""
-    i, f, g, o = words
-    dh_if = product(w_if, to_gate_operand(i, f, BLOCK_H, BLOCK_B, DOT))
-    dh_go = product(w_go, to_gate_operand(g, o, BLOCK_H, BLOCK_B, DOT))
-    return to_units(dh_if, BLOCK_B) + to_units(dh_go, BLOCK_B)
-
-
-@inline
-def matrix_pointers(weight_t_ptr, H: tl.constexpr, BLOCK_H: tl.constexpr, VEC: tl.constexpr):
     """Of W_hh^T, (H, 4, H), in operand order: pointers, and which of them are there."""
-    # A block for each pair of gates, (i, f) and (g, o)
     block, wr, half, group, unit = operand_indices(BLOCK_H // 16, BLOCK_H, VEC, 8, 2, 2)
-    row = wr * 2 + half
-    return weight_t_ptr + (row * 4 + block * 2 + group) * H + unit, (row < H) & (unit < H)
+    if BLOCK_B >= 8:
+        # A block for each pair of gates, (i, f) and (g, o)
+        pair, row = block, wr * 2 + half
+    else:
+        # A block for units of each parity, times a pair of gates and the other
+        pair, row = half, wr * 2 + block
+    return weight_t_ptr + (row * 4 + pair * 2 + group) * H + unit, (row < H) & (unit < H)
 
 
 @inline
-def to_matrices(w, BLOCK_H: tl.constexpr, VEC: tl.constexpr):
-    """What `matrix_pointers` point to, as operands A: of gates i and f, and of g and o."""
-    return to_operands(pin(w), BLOCK_H // 16, BLOCK_H, VEC, 8, 2, 2, 4).split()
+def to_matrices(w, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr):
+    """What `matrix_pointers` point to, as operands A: of gates i and f, and of g and o; of fewer
+    sequences than eight as one.
+    """
+    w = to_operands(pin(w), BLOCK_H // 16, BLOCK_H, VEC, 8, 2, 2, 4)
+    if BLOCK_B >= 8:
+        return w.split()
+    else:
+        return rows_in_order(w)
 
 
 @inline
 def load_matrices(
-    weight_t_ptr, DOT: tl.constexpr, H: tl.constexpr, BLOCK_H: tl.constexpr, VEC: tl.constexpr
-):
+    weight_t_ptr, DOT: tl.constexpr, H: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr,
+    VEC: tl.constexpr,
+):  # fmt: skip
     """W_hh^T as operands A, the inverse of their scale, and whether it is infinite (operand.py)."""
-    pointers, mask = matrix_pointers(weight_t_ptr, H, BLOCK_H, VEC)
+    pointers, mask = matrix_pointers(weight_t_ptr, H, BLOCK_H, BLOCK_B, VEC)
     w, inverse, infinite = load_weights(pointers, mask, 1.0, DOT)
-    w_if, w_go = to_matrices(w, BLOCK_H, VEC)
-    return w_if, w_go, inverse, infinite
+    return to_matrices(w, BLOCK_H, BLOCK_B, VEC), inverse, infinite
 
 
 @inline
 def layer_backward(
-    w_if, w_go, inverse, infinite, steps_ptr, weight_hh_t_ptr, grad_output_ptr, grad_h_n_ptr,
+    w, inverse, infinite, steps_ptr, weight_hh_t_ptr, grad_output_ptr, grad_h_n_ptr,
     grad_c_n_ptr, offsets_ptr, resets_ptr, grad_gates_ptr, grad_h_0_ptr, grad_c_0_ptr,
     grad_bias_ptr, ready_ptr, there, done_ptr,
     tile, tiles, layer, T, B, H: tl.constexpr, D: tl.constexpr,
@@ -146,7 +160,7 @@ def layer_backward(
 ):  # fmt: skip
     """What a program of lstm_backward_kernel does, whose docstring has the arguments.
 
-    w_if, w_go, inverse, infinite: W_hh^T as `load_matrices` has it, None where it is to be loaded.
+    w, inverse, infinite: W_hh^T as `load_matrices` has it, None where it is to be loaded.
     tile: which, of tiles. ready, done: None; or, of one of two layers at once, the counters of the
     steps of grad_output that are there, of which `there` are known to be, and of its own
     (progress.py), both from the last step on.
@@ -203,12 +217,12 @@ def layer_backward(
         begin_2, count_2 = step_rows(offsets_ptr, 2, T, 1 - reverse)
 
     if EXACT:
-        pointers, inside = matrix_pointers(weight_hh_t_ptr, H, BLOCK_H, VEC)
+        pointers, inside = matrix_pointers(weight_hh_t_ptr, H, BLOCK_H, BLOCK_B, VEC)
         w, w_rest, inverse = load_exact_weights(pointers, inside)
-        r_if, r_go = to_matrices(w_rest, BLOCK_H, VEC)
-        w_if, w_go = to_matrices(w, BLOCK_H, VEC)
-    elif w_if is None:
-        w_if, w_go, inverse, infinite = load_matrices(weight_hh_t_ptr, DOT, H, BLOCK_H, VEC)
+        w_rest = to_matrices(w_rest, BLOCK_H, BLOCK_B, VEC)
+        w = to_matrices(w, BLOCK_H, BLOCK_B, VEC)
+    elif w is None:
+        w, inverse, infinite = load_matrices(weight_hh_t_ptr, DOT, H, BLOCK_H, BLOCK_B, VEC)
 
     unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H)
     mask = (tile * BLOCK_B + sequence < B) & (unit < H)
@@ -333,6 +347,7 @@ def layer_backward(
             alive = mask & (row + sequence < count)
             z_ptr = grad_gates_ptr + begin_row * (4 * H)
         write_grad_gates(di, df, dg, do, z_ptr + offs_z, dtype, mask, alive, H)
+        dh = gates_product(w, words, BLOCK_H, BLOCK_B, DOT)
         if LAGGED:
             # The next step's scale is of the step before this one, which all warps have written
             # by now; before the first step, of the states' gradients.
@@ -342,11 +357,10 @@ def layer_backward(
             write_largest(largest, tables + s % 2 * TABLE)
         # Of the c before, the next step's, here under the product; fenced, or it moves.
         tanh_c = fence(tanh(c, FAST, EXACT))
-        dh = gates_product(w_if, w_go, words, BLOCK_H, BLOCK_B, DOT)
         if EXACT:
             rests = read_gates(e_i, e_f, e_g, e_o, buffer + BYTES)
-            rest = gates_product(w_if, w_go, rests, BLOCK_H, BLOCK_B, DOT)
-            rest += gates_product(r_if, r_go, again(words), BLOCK_H, BLOCK_B, DOT)
+            rest = gates_product(w, rests, BLOCK_H, BLOCK_B, DOT)
+            rest += gates_product(w_rest, again(words), BLOCK_H, BLOCK_B, DOT)
             dh += rest / REST
         if LAGGED:  # noqa: SIM102 (known when the kernel is compiled, the other when it runs)
             if overflowed(dh) > 0:
@@ -355,7 +369,7 @@ def layer_backward(
                 # barrier.
                 q_i, q_f, q_g, q_o, inverse_s = gates_to_range(di, df, dg, do, 0)
                 words = exchange_gates(q_i.to(DOT), q_f.to(DOT), q_g.to(DOT), q_o.to(DOT), buffer)
-                dh = gates_product(w_if, w_go, words, BLOCK_H, BLOCK_B, DOT)
+                dh = gates_product(w, words, BLOCK_H, BLOCK_B, DOT)
         if FLOAT32:
             dh = dh * (inverse * inverse_s)
         if LAGGED:
@@ -443,7 +457,7 @@ def lstm_backward_kernel(
         own dtype where they are written. grad_bias is of what they were before.
     """
     layer_backward(
-        None, None, None, 0, steps_ptr, weight_hh_t_ptr, grad_output_ptr, grad_h_n_ptr,
+        None, None, 0, steps_ptr, weight_hh_t_ptr, grad_output_ptr, grad_h_n_ptr,
         grad_c_n_ptr, offsets_ptr, resets_ptr, grad_gates_ptr, grad_h_0_ptr, grad_c_0_ptr,
         grad_bias_ptr, None, None, None,
         tl.program_id(0).to(tl.int64), tl.num_programs(0), layer, T, B, H, D,

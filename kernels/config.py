@@ -40,11 +40,13 @@ def tile(hidden_size, batch, itemsize, interpreted=False, exact=False, block_b=8
         "BLOCK_B": min(max(8, 1 << (batch - 1).bit_length()), 1024) if interpreted else block_b,
         **({"PARTS": num_warps} if sliced else {}),
         # Weights a thread reads at once: 16 bytes, as far as rows of H weights stay aligned and
-        # four lanes share one.
+        # four lanes share one, of few sequences half of one.
         "VEC": max(
             v
             for v in (1, 2, 4, 8)
-            if hidden_size % v == 0 and v * itemsize <= 16 and 4 * v <= block_h
+            if hidden_size % v == 0
+            and v * itemsize <= 16
+            and (8 if block_b < 8 else 4) * v <= block_h
         ),
         **({} if sliced else {"EXACT": exact}),
         "num_warps": num_warps,

@@ -17,34 +17,45 @@ import triton.language as tl
 
 from .layout import (
     INTERPRETED,
+    as_columns,
     fence,
+    halves,
     inline,
     order_gates,
     order_units,
-    repeat,
     split_units,
     split_words,
 )
 
 
 @triton.constexpr_function
-def own_units(block_h):
+def own_units(block_h, block_b):
     """Neighbouring units of h that a thread reads, and whose weights it has."""
-    return min(16, block_h // 4)
+    return min(16, block_h // (4 * halves(block_b)))
 
 
 @triton.constexpr_function
-def _row_bytes(size, block_b):
-    """Of one sequence, whose numbers are `size` bytes. What it has more of them keeps apart in the
-    banks what the lanes write for different sequences, and read where a thread has 16 units.
+def _second_half(block_h):
+    """Where in a row, of fewer sequences than eight, the second half of the units begins: in other
+    banks than what is read of the first at the same time.
     """
-    return size + 128 // min(8, block_b)
+    return block_h + 16 if block_h == 128 else 64
+
+
+@triton.constexpr_function
+def _units_row(block_h, block_b):
+    """Bytes of a sequence, whose ends keep apart in the banks what lanes write, and of eight also
+    read, at the same time of different sequences.
+    """
+    if block_b >= 8:
+        return 2 * block_h + 16
+    return (_second_half(block_h) + block_h - 32 + 127) // 128 * 128 + 32
 
 
 @triton.constexpr_function
 def units_bytes(block_h, block_b):
     """Both buffers of a tile."""
-    return 2 * block_b * _row_bytes(2 * block_h, block_b)
+    return 2 * block_b * _units_row(block_h, block_b)
 
 
 @triton.constexpr_function
@@ -65,26 +76,22 @@ def shared_memory(SIZE: tl.constexpr):
 
 @inline
 def write_units(h, address):
-    """A tile, of 16-bit numbers, to the rows at address.
-
-    Of eight units the second and third pair change places: the first four words of a thread are
-    then the operands of one block after the other.
-    """
+    """A tile, of 16-bit numbers, to the rows at address."""
     if not INTERPRETED:
         BLOCK_H: tl.constexpr = h.shape[0]
         BLOCK_B: tl.constexpr = h.shape[1]
-        address += tl.arange(0, BLOCK_B)[None, :] * _row_bytes(2 * BLOCK_H, BLOCK_B)
+        address += tl.arange(0, BLOCK_B)[None, :] * _units_row(BLOCK_H, BLOCK_B)
         if BLOCK_B == 2:
             # One unit a thread
             unit = tl.arange(0, BLOCK_H)[:, None]
+            address += _place_of_pair(unit // 2, BLOCK_H, BLOCK_B) + unit % 2 * 2
             tl.inline_asm_elementwise(
                 "st.shared.b16 [$1], $2; mov.b32 $0, 0;",
-                "=r,r,h", [address + _place_of_pair(unit // 2) * 4 + unit % 2 * 2, h],
-                dtype=tl.int32, is_pure=False, pack=1,
+                "=r,r,h", [address, h], dtype=tl.int32, is_pure=False, pack=1,
             )  # fmt: skip
         else:
             h_0, h_1 = split_units(h)
-            address += _place_of_pair(tl.arange(0, BLOCK_H // 2)[:, None]) * 4
+            address += _place_of_pair(tl.arange(0, BLOCK_H // 2)[:, None], BLOCK_H, BLOCK_B)
             tl.inline_asm_elementwise(
                 "{ .reg .b32 pair; mov.b32 pair, {$2, $3}; st.shared.b32 [$1], pair; "
                 "mov.b32 $0, 0; }",
@@ -93,50 +100,80 @@ def write_units(h, address):
 
 
 @inline
-def _place_of_pair(pair):
-    return pair // 4 * 4 + pair % 2 * 2 + pair // 2 % 2
+def _place_of_pair(pair, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
+    """Byte of a row. Of eight units the second and third pair change places: the first four words
+    of a thread are then the operands of one block after the other.
+    """
+    PAIRS: tl.constexpr = BLOCK_H // 2 // halves(BLOCK_B)
+    own = pair % PAIRS
+    if own_units(BLOCK_H, BLOCK_B) >= 8:
+        own = own // 4 * 4 + own % 2 * 2 + own // 2 % 2
+    return pair // PAIRS * _second_half(BLOCK_H) + own * 4
 
 
 @inline
 def read_units(h, address):
-    """What all warps wrote: of each thread the words that `to_operand` makes its operand of."""
+    """What all warps wrote: of each thread the words that `to_operand` makes its operand of, four
+    or, of four units, two, twice.
+    """
     if INTERPRETED:
         return h, h, h, h
     else:
         BLOCK_H: tl.constexpr = h.shape[0]
         BLOCK_B: tl.constexpr = h.shape[1]
-        N: tl.constexpr = max(8, BLOCK_B)
-        OWN: tl.constexpr = own_units(BLOCK_H)
-        READS: tl.constexpr = BLOCK_H // 32
-        i = tl.arange(0, BLOCK_H * BLOCK_H * N // 128)
+        OWN: tl.constexpr = own_units(BLOCK_H, BLOCK_B)
+        V: tl.constexpr = max(1, OWN // 8)
+        READS: tl.constexpr = max(1, BLOCK_H // halves(BLOCK_B) // 32)
+        J: tl.constexpr = (BLOCK_B + 7) // 8
+        i = tl.arange(0, J * READS * 2 * BLOCK_H)
         read = i // (2 * BLOCK_H)
-        sequence = (read // READS * 8 + i // 4 % 8) // (N // BLOCK_B)
-        unit = read % READS // (OWN // 8) * (4 * OWN) + i % 4 * OWN + read % (OWN // 8) * 8
-        address += sequence * _row_bytes(2 * BLOCK_H, BLOCK_B) + unit * 2
-        return tl.inline_asm_elementwise(
-            "ld.shared.v4.b32 {$0, $1, $2, $3}, [$4];", "=r,=r,=r,=r,r", [address],
-            dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=False, pack=1,
-        )  # fmt: skip
+        column = read // READS * 8 + i // 4 % 8
+        unit = read % READS // V * (4 * OWN) + i % 4 * OWN + read % V * 8
+        sequence = column // (8 * J // BLOCK_B)
+        if BLOCK_B >= 8:
+            address += sequence * _units_row(BLOCK_H, BLOCK_B) + unit * 2
+        else:
+            address += sequence * _units_row(BLOCK_H, BLOCK_B)
+            address += column % 2 * _second_half(BLOCK_H) + unit * 2
+        if OWN < 8:
+            w_0, w_1 = tl.inline_asm_elementwise(
+                "ld.shared.v2.b32 {$0, $1}, [$2];", "=r,=r,r", [address],
+                dtype=(tl.int32, tl.int32), is_pure=False, pack=1,
+            )  # fmt: skip
+            return w_0, w_1, w_0, w_1
+        else:
+            return tl.inline_asm_elementwise(
+                "ld.shared.v4.b32 {$0, $1, $2, $3}, [$4];", "=r,=r,=r,=r,r", [address],
+                dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=False, pack=1,
+            )  # fmt: skip
 
 
 @inline
 def to_operand(words, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, DOT: tl.constexpr):
-    """Operand B of the forward product: (num_warps, BLOCK_H, BLOCK_B), the same of every warp, its
-    units in the order of the weights' columns. In the interpreter (BLOCK_H, BLOCK_B).
+    """Operand B of the forward product: (num_warps, BLOCK_H / halves, N), the same of every warp,
+    its units in the order of the weights' columns. In the interpreter without warps.
     """
     w_0, w_1, w_2, w_3 = words
-    OWN: tl.constexpr = own_units(BLOCK_H)
+    OWN: tl.constexpr = own_units(BLOCK_H, BLOCK_B)
+    K: tl.constexpr = BLOCK_H // halves(BLOCK_B)
     if INTERPRETED:
-        return repeat(order_units(w_0, OWN))
+        if BLOCK_B < 8:
+            h_0, h_1 = tl.permute(tl.reshape(w_0, (2, K, BLOCK_B)), (1, 2, 0)).split()
+            return as_columns(order_units(h_0, OWN), order_units(h_1, OWN))
+        else:
+            return order_units(w_0, OWN)
     else:
         J: tl.constexpr = (BLOCK_B + 7) // 8
+        V: tl.constexpr = max(1, OWN // 8)
         # Joins in this order, and the compiler's kWidth is 4 (Triton 3.6, 3.8).
-        x = tl.join(tl.join(w_0, w_1), tl.join(w_2, w_3))
-        x = tl.reshape(x, (J, BLOCK_H // (4 * OWN), OWN // 8, BLOCK_H // 16, 8, 4, 2, 2))
+        x = tl.join(w_0, w_1)
+        if OWN >= 8:
+            x = tl.join(x, tl.join(w_2, w_3))
+        x = tl.reshape(x, (J, K // (4 * OWN), V, BLOCK_H // 16, 8, 4, min(2, OWN // 4), 2))
         x = tl.permute(x, (3, 1, 2, 6, 5, 7, 0, 4))  # w, rest, v, half, c, pair, j, r
         e_0, e_1 = split_words(x)
         x = tl.permute(tl.join(e_0, e_1), (0, 1, 2, 3, 4, 5, 8, 6, 7)).to(DOT, bitcast=True)
-        return tl.reshape(x, (BLOCK_H // 16, BLOCK_H, 8 * J))
+        return tl.reshape(x, (BLOCK_H // 16, K, 8 * J))
 
 
 @inline
@@ -158,40 +195,70 @@ def exchange_units(h, buffers, t):
 
 
 @triton.constexpr_function
+def _second_gates(block_h):
+    """Where in a row, of fewer sequences than eight, g and o begin, as `_second_half` has it."""
+    return 4 * block_h + 64
+
+
+@triton.constexpr_function
+def _gates_row(block_h, block_b):
+    """Bytes of a sequence, as `_units_row` has it."""
+    if block_b >= 8:
+        return 8 * block_h + 16
+    return 2 * _second_gates(block_h) + 64 // block_b
+
+
+@triton.constexpr_function
 def gates_bytes(block_h, block_b):
     """Both buffers of the gradients of a tile's gates."""
-    return 2 * block_b * _row_bytes(8 * block_h, block_b)
+    return 2 * block_b * _gates_row(block_h, block_b)
+
+
+@triton.constexpr_function
+def _write_gates_ptx(block_b, second):
+    """PTX by which a thread writes the gradients of its pair of units, or of its unit."""
+    if block_b == 2:
+        return (
+            "st.shared.b16 [$1], $2; st.shared.b16 [$1 + 4], $3; "
+            f"st.shared.b16 [$1 + {second}], $4; st.shared.b16 [$1 + {second + 4}], $5; "
+            "mov.b32 $0, 0;"
+        )
+    write = "st.shared.v4.b32 [$1], {i, f, g, o};"
+    if block_b < 8:
+        write = f"st.shared.v2.b32 [$1], {{i, f}}; st.shared.v2.b32 [$1 + {second}], {{g, o}};"
+    return (
+        "{ .reg .b32 i, f, g, o; mov.b32 i, {$2, $3}; mov.b32 f, {$4, $5}; "
+        f"mov.b32 g, {{$6, $7}}; mov.b32 o, {{$8, $9}}; {write} mov.b32 $0, 0; }}"
+    )
 
 
 @inline
 def write_gates(di, df, dg, do, address):
     """Four tiles, of 16-bit numbers, to the rows at address: i, f, g, o of a pair of units side by
-    side, and of 16 pairs those a thread reads at once, eight pairs apart in pairs of two.
+    side, of fewer sequences than eight i and f, and g and o; and of 16 pairs those a thread reads
+    at once, eight pairs apart in pairs of two.
     """
     if not INTERPRETED:
         BLOCK_H: tl.constexpr = di.shape[0]
         BLOCK_B: tl.constexpr = di.shape[1]
-        address += tl.arange(0, BLOCK_B)[None, :] * _row_bytes(8 * BLOCK_H, BLOCK_B)
+        PTX: tl.constexpr = _write_gates_ptx(BLOCK_B, _second_gates(BLOCK_H))
+        SIZE: tl.constexpr = 16 // halves(BLOCK_B)
+        address += tl.arange(0, BLOCK_B)[None, :] * _gates_row(BLOCK_H, BLOCK_B)
         if BLOCK_B == 2:
-            # One unit a thread
             unit = tl.arange(0, BLOCK_H)[:, None]
-            address += _place_of_gates(unit // 2) * 16 + unit % 2 * 2
+            address += _place_of_gates(unit // 2) * SIZE + unit % 2 * 2
             tl.inline_asm_elementwise(
-                "st.shared.b16 [$1], $2; st.shared.b16 [$1 + 4], $3; st.shared.b16 [$1 + 8], $4; "
-                "st.shared.b16 [$1 + 12], $5; mov.b32 $0, 0;",
-                "=r,r,h,h,h,h", [address, di, df, dg, do], dtype=tl.int32, is_pure=False, pack=1,
+                PTX, "=r,r,h,h,h,h", [address, di, df, dg, do],
+                dtype=tl.int32, is_pure=False, pack=1,
             )  # fmt: skip
         else:
             i_0, i_1 = split_units(di)
             f_0, f_1 = split_units(df)
             g_0, g_1 = split_units(dg)
             o_0, o_1 = split_units(do)
-            address += _place_of_gates(tl.arange(0, BLOCK_H // 2)[:, None]) * 16
+            address += _place_of_gates(tl.arange(0, BLOCK_H // 2)[:, None]) * SIZE
             tl.inline_asm_elementwise(
-                "{ .reg .b32 i, f, g, o; mov.b32 i, {$2, $3}; mov.b32 f, {$4, $5}; "
-                "mov.b32 g, {$6, $7}; mov.b32 o, {$8, $9}; "
-                "st.shared.v4.b32 [$1], {i, f, g, o}; mov.b32 $0, 0; }",
-                "=r,r,h,h,h,h,h,h,h,h", [address, i_0, i_1, f_0, f_1, g_0, g_1, o_0, o_1],
+                PTX, "=r,r,h,h,h,h,h,h,h,h", [address, i_0, i_1, f_0, f_1, g_0, g_1, o_0, o_1],
                 dtype=tl.int32, is_pure=False, pack=1,
             )  # fmt: skip
 
@@ -203,18 +270,26 @@ def _place_of_gates(pair):
 
 @inline
 def read_gates(di, df, dg, do, address):
-    """What all warps wrote: of each thread the words that `to_gate_operand` makes operands of."""
+    """What all warps wrote: of each thread the words that make its operands, those of all gates of
+    a pair of units; of fewer sequences than eight of two gates of one pair, and of the next.
+    """
     if INTERPRETED:
         return di, df, dg, do
     else:
         BLOCK_H: tl.constexpr = di.shape[0]
         BLOCK_B: tl.constexpr = di.shape[1]
-        N: tl.constexpr = max(8, BLOCK_B)
-        i = tl.arange(0, BLOCK_H * BLOCK_H * N // 32)
+        READS: tl.constexpr = BLOCK_H // 8 // halves(BLOCK_B)
+        J: tl.constexpr = (BLOCK_B + 7) // 8
+        i = tl.arange(0, J * READS * 2 * BLOCK_H)
         read = i // (2 * BLOCK_H)
-        sequence = (read // (BLOCK_H // 8) * 8 + i // 4 % 8) // (N // BLOCK_B)
-        pair = read // 4 % (BLOCK_H // 32) * 16 + read // 2 % 2 * 8 + i % 4 * 2 + read % 2
-        address += sequence * _row_bytes(8 * BLOCK_H, BLOCK_B) + pair * 16
+        column = read // READS * 8 + i // 4 % 8
+        sequence = column // (8 * J // BLOCK_B)
+        if BLOCK_B >= 8:
+            pair = read // 4 % (BLOCK_H // 32) * 16 + read // 2 % 2 * 8 + i % 4 * 2 + read % 2
+            address += sequence * _gates_row(BLOCK_H, BLOCK_B) + pair * 16
+        else:
+            half = column % 2 * _second_gates(BLOCK_H)
+            address += sequence * _gates_row(BLOCK_H, BLOCK_B) + half + (read * 4 + i % 4) * 16
         return tl.inline_asm_elementwise(
             "ld.shared.v4.b32 {$0, $1, $2, $3}, [$4];", "=r,=r,=r,=r,r", [address],
             dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=False, pack=1,
@@ -222,21 +297,38 @@ def read_gates(di, df, dg, do, address):
 
 
 @inline
-def to_gate_operand(w_0, w_1, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, DOT: tl.constexpr):
-    """Operand B of the backward product of a pair of gates: (num_warps, 2 BLOCK_H, BLOCK_B), units
-    times gates of the pair, in the order of the weights' columns. In the interpreter without warps.
+def to_gate_operands(words, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, DOT: tl.constexpr):
+    """Operands B of the backward product: of gates i and f, and of g and o, each (num_warps,
+    2 BLOCK_H, BLOCK_B), units times gates of the pair, in the order of the weights' columns. Of
+    fewer sequences than eight one for all, (num_warps, 2 BLOCK_H, 8). In the interpreter without
+    warps.
     """
+    w_0, w_1, w_2, w_3 = words
     if INTERPRETED:
-        return repeat(order_gates(w_0, w_1))
-    else:
-        J: tl.constexpr = (BLOCK_B + 7) // 8
-        x = tl.join(w_0, w_1)
+        x_0, x_1 = order_gates(w_0, w_1), order_gates(w_2, w_3)
+        if BLOCK_B >= 8:
+            return x_0, x_1
+        else:
+            return as_columns(x_0, x_1)
+    elif BLOCK_B >= 8:
         # j, rest, v, v, w, r, c, gate
-        x = tl.reshape(x, (J, BLOCK_H // 32, 2, 2, BLOCK_H // 16, 8, 4, 2))
-        x = tl.permute(x, (4, 1, 2, 7, 6, 3, 0, 5))
-        e_0, e_1 = split_words(x)
-        x = tl.permute(tl.join(e_0, e_1), (0, 1, 2, 3, 4, 5, 8, 6, 7)).to(DOT, bitcast=True)
-        return tl.reshape(x, (BLOCK_H // 16, 2 * BLOCK_H, 8 * J))
+        SHAPE: tl.constexpr = (BLOCK_B // 8, BLOCK_H // 32, 2, 2, BLOCK_H // 16, 8, 4, 2)
+        x_0 = tl.permute(tl.reshape(tl.join(w_0, w_1), SHAPE), (4, 1, 2, 7, 6, 3, 0, 5))
+        x_1 = tl.permute(tl.reshape(tl.join(w_2, w_3), SHAPE), (4, 1, 2, 7, 6, 3, 0, 5))
+        return _from_words(x_0, BLOCK_H, DOT), _from_words(x_1, BLOCK_H, DOT)
+    else:
+        x = tl.join(tl.join(w_0, w_2), tl.join(w_1, w_3))
+        # j, rest, v, w, r, c, v, gate
+        x = tl.reshape(x, (1, BLOCK_H // 32, 2, BLOCK_H // 16, 8, 4, 2, 2))
+        return _from_words(tl.permute(x, (3, 1, 2, 7, 5, 6, 0, 4)), BLOCK_H, DOT)
+
+
+@inline
+def _from_words(x, BLOCK_H: tl.constexpr, DOT: tl.constexpr):
+    """Words in the order w, rest, v, gate, c, v, j, r to an operand of 2 BLOCK_H gates."""
+    e_0, e_1 = split_words(x)
+    x = tl.permute(tl.join(e_0, e_1), (0, 1, 2, 3, 4, 5, 8, 6, 7)).to(DOT, bitcast=True)
+    return tl.reshape(x, (BLOCK_H // 16, 2 * BLOCK_H, 8 * x.shape[7]))
 
 
 @inline

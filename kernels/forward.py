@@ -31,6 +31,7 @@ from .layout import (
     fence,
     from_gates,
     from_tile,
+    halves,
     hide,
     inline,
     load_cuts,
@@ -140,41 +141,54 @@ def transpose(weight_ptr, weight_t_ptr, gate, H: tl.constexpr, BLOCK_H: tl.const
 
 
 @inline
-def matrix_pointers(weight_ptr, H: tl.constexpr, BLOCK_H: tl.constexpr, VEC: tl.constexpr):
+def matrix_pointers(
+    weight_ptr, H: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr
+):
     """Of W_hh, (4, H, H), in operand order: pointers, which of them are there, and gates."""
-    # Block 2 q + pair: units of parity q, gates (i, f) or (g, o)
-    block, wr, half, _, k = operand_indices(BLOCK_H // 16, BLOCK_H, VEC, own_units(BLOCK_H), 1, 4)
-    gate = block % 2 * 2 + half
-    unit = wr * 2 + block // 2
+    K: tl.constexpr = BLOCK_H // halves(BLOCK_B)
+    OWN: tl.constexpr = own_units(BLOCK_H, BLOCK_B)
+    block, wr, half, _, k = operand_indices(BLOCK_H // 16, K, VEC, OWN, 1, 4 * halves(BLOCK_B))
+    if BLOCK_B >= 8:
+        # Block 2 q + pair: units of parity q, gates (i, f) or (g, o)
+        gate, unit = block % 2 * 2 + half, wr * 2 + block // 2
+    else:
+        # Block 4 q + gate: both halves of the sum
+        gate, unit = block % 4, wr * 2 + block // 4
+        k += half * K
     return weight_ptr + (gate * H + unit) * H + k, (unit < H) & (k < H), gate
 
 
 @inline
-def to_matrix(w, BLOCK_H: tl.constexpr, VEC: tl.constexpr):
+def to_matrix(w, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr):
     """What `matrix_pointers` point to, as operand A."""
+    K: tl.constexpr = BLOCK_H // halves(BLOCK_B)
+    OWN: tl.constexpr = own_units(BLOCK_H, BLOCK_B)
     # h from memory is put together by joins, which make kWidth 4 (Triton 3.6, 3.8).
-    w = to_operands(pin(w), BLOCK_H // 16, BLOCK_H, VEC, own_units(BLOCK_H), 1, 4, 4)
+    w = to_operands(pin(w), BLOCK_H // 16, K, VEC, OWN, 1, 4 * halves(BLOCK_B), 4)
     return rows_in_order(w)
 
 
 @inline
 def load_matrix(
-    weight_ptr, half, DOT: tl.constexpr, H: tl.constexpr, BLOCK_H: tl.constexpr, VEC: tl.constexpr
-):
+    weight_ptr, half, DOT: tl.constexpr, H: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_B: tl.constexpr, VEC: tl.constexpr,
+):  # fmt: skip
     """W_hh as operand A and the inverse of its scale. half: what multiplies rows of i, f and o."""
-    pointers, mask, gate = matrix_pointers(weight_ptr, H, BLOCK_H, VEC)
+    pointers, mask, gate = matrix_pointers(weight_ptr, H, BLOCK_H, BLOCK_B, VEC)
     factor = 1.0 if half is None else tl.where(gate == 2, 1.0, half)
     w, inverse, _ = load_weights(pointers, mask, factor, DOT, LEAST)
-    return to_matrix(w, BLOCK_H, VEC), inverse
+    return to_matrix(w, BLOCK_H, BLOCK_B, VEC), inverse
 
 
 @inline
-def load_exact_matrix(weight_ptr, H: tl.constexpr, BLOCK_H: tl.constexpr, VEC: tl.constexpr):
+def load_exact_matrix(
+    weight_ptr, H: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr
+):
     """W_hh and its rest (operand.py) as operands A, and the inverse of their scale."""
-    pointers, mask, _ = matrix_pointers(weight_ptr, H, BLOCK_H, VEC)
+    pointers, mask, _ = matrix_pointers(weight_ptr, H, BLOCK_H, BLOCK_B, VEC)
     w, rest, inverse = load_exact_weights(pointers, mask)
-    rest = to_matrix(rest, BLOCK_H, VEC)
-    return to_matrix(w, BLOCK_H, VEC), rest, inverse
+    rest = to_matrix(rest, BLOCK_H, BLOCK_B, VEC)
+    return to_matrix(w, BLOCK_H, BLOCK_B, VEC), rest, inverse
 
 
 @inline
@@ -197,11 +211,13 @@ def layer_forward(
     tl.static_assert(BLOCK_B >= 4 or not FLOAT32)  # config.sequences
     SIZE: tl.constexpr = BLOCK_H * BLOCK_B
     SAVE: tl.constexpr = steps_ptr is not None
-    # How many steps ahead gates are loaded. Of float32 the registers are too few for two.
-    AHEAD: tl.constexpr = 2 if FAST else 1
+    # How many steps ahead gates are loaded. Of float32 the registers are too few for two, but for
+    # few sequences of a layer alone.
+    AHEAD: tl.constexpr = 2 if FAST or (BLOCK_B < 8 and done_ptr is None) else 1
     # The tensor core begins its sum with z, known before h, so that the chain has no addition. Not
-    # where it would cut what float32 rounds, nor where each copy of a sequence needs its own.
-    Z_FIRST: tl.constexpr = not EXACT and BLOCK_B >= 8
+    # where it would cut what float32 rounds; and of few sequences, whose halves are added anyway,
+    # only float32, by what the compiler makes of it (bench/variants.md).
+    Z_FIRST: tl.constexpr = not EXACT and (BLOCK_B >= 8 or FLOAT32)
     # Two neighbouring numbers of 16 bits at once, where rows of H are aligned so.
     PAIRS: tl.constexpr = not FLOAT32 and H % 2 == 0 and BLOCK_B >= 4
     GATE: tl.constexpr = H // 2 if PAIRS else H
@@ -234,10 +250,10 @@ def layer_forward(
         step_h *= 1 - 2 * reverse
 
     if EXACT:
-        w, w_rest, inverse = load_exact_matrix(weight_hh_ptr, H, BLOCK_H, VEC)
+        w, w_rest, inverse = load_exact_matrix(weight_hh_ptr, H, BLOCK_H, BLOCK_B, VEC)
     elif w is None:
         half: tl.constexpr = 0.5 if FAST else None
-        w, inverse = load_matrix(weight_hh_ptr, half, DOT, H, BLOCK_H, VEC)
+        w, inverse = load_matrix(weight_hh_ptr, half, DOT, H, BLOCK_H, BLOCK_B, VEC)
 
     unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H)
     mask = (tile * BLOCK_B + sequence < B) & (unit < H)

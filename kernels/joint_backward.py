@@ -35,13 +35,13 @@ def load_grad_gates(pointers, mask, H: tl.constexpr, BLOCK_H: tl.constexpr, BLOC
 
 @inline
 def multiply_backward(
-    w_if, w_go, inverse, grad_gates_ptr, mask_ptr, grad_input_ptr, ready_ptr, done_ptr, tile, T, B,
+    w, inverse, grad_gates_ptr, mask_ptr, grad_input_ptr, ready_ptr, done_ptr, tile, T, B,
     H: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr,
 ):  # fmt: skip
     """grad_input = W_ih^T grad_gates of a tile's sequences, from the last step on, as they come.
 
     Shapes: as the kernel has them, grad_gates of the upper layer, grad_input the lower's
-    grad_output; w_if, w_go, inverse: W_ih^T as `load_matrices` has it.
+    grad_output; w, inverse: W_ih^T as `load_matrices` has it.
     """
     dtype: tl.constexpr = grad_input_ptr.dtype.element_ty
     FLOAT32: tl.constexpr = dtype == tl.float32
@@ -93,7 +93,7 @@ def multiply_backward(
             grad_gates_ptr - 8 * step, ahead, H, BLOCK_H, BLOCK_B
         )
         grad_gates_ptr -= 4 * step
-        dx = gates_product(w_if, w_go, words, BLOCK_H, BLOCK_B, DOT)
+        dx = gates_product(w, words, BLOCK_H, BLOCK_B, DOT)
         if FLOAT32:
             dx *= back
         if mask_ptr is not None:
@@ -139,15 +139,15 @@ def lstm_joint_backward_kernel(
     upper = stage == 0
     weight_t_ptr = tl.where(upper, weight_hh_1_t_ptr, weight_hh_t_ptr)
     weight_t_ptr = tl.where(stage == 1, weight_hh_1_t_ptr + 4 * H * H, weight_t_ptr)
-    w_if, w_go, inverse, infinite = load_matrices(weight_t_ptr, DOT, H, BLOCK_H, VEC)
+    w, inverse, infinite = load_matrices(weight_t_ptr, DOT, H, BLOCK_H, BLOCK_B, VEC)
     if stage == 1:
         multiply_backward(
-            w_if, w_go, inverse, grad_gates_1_ptr, mask_ptr, grad_output_ptr, done_ptr,
+            w, inverse, grad_gates_1_ptr, mask_ptr, grad_output_ptr, done_ptr,
             done_ptr + tiles, tile, T, B, H, BLOCK_H, BLOCK_B,
         )  # fmt: skip
         return
     layer_backward(
-        w_if, w_go, inverse, infinite, tl.where(upper, steps_1_ptr, steps_ptr), None,
+        w, inverse, infinite, tl.where(upper, steps_1_ptr, steps_ptr), None,
         tl.where(upper, grad_output_1_ptr, grad_output_ptr), grad_h_n_ptr, grad_c_n_ptr, None,
         resets_ptr, tl.where(upper, grad_gates_1_ptr, grad_gates_ptr), grad_h_0_ptr, grad_c_0_ptr,
         grad_bias_ptr,

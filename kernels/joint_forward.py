@@ -129,7 +129,7 @@ def lstm_joint_forward_kernel(
     FLOAT32: tl.constexpr = dtype == tl.float32
     DOT: tl.constexpr = tl.float16 if FLOAT32 else dtype
     half = None if FLOAT32 else tl.where(stage == 1, 1.0, 0.5)
-    w, inverse = load_matrix(weight_ptr, half, DOT, H, BLOCK_H, VEC)
+    w, inverse = load_matrix(weight_ptr, half, DOT, H, BLOCK_H, BLOCK_B, VEC)
     if stage == 1:
         multiply_forward(
             w, inverse, output_ptr, mask_ptr, gates_ih_1_ptr, done_ptr, done_ptr + tiles,

@@ -12,9 +12,9 @@ shuffle and no shared memory:
     r=1      u2 u3    u2 u3    ...
     ...                                           16 units a warp, so BLOCK_H = 16 num_warps
 
-Of fewer sequences than eight the tensor core multiplies copies, and a thread keeps the sums of one:
-of four sequences those of p = 0, so b = c; of two, half of those, of one unit, so that b = c / 2
-and q = c % 2. The functions below say j, p, c and q whatever their lengths.
+Of fewer sequences than eight a thread has those of p = 0, so of four sequences b = c; of two, half
+of those, of one unit, so that b = c / 2 and q = c % 2. The functions below say j, p, c and q
+whatever their lengths.
 
 A product is W (rows, K) @ x (K, N), the weights as operand A, held in registers for all time
 steps: the sequences are the narrow side of the tensor core's tile, so a tile may be as narrow as
@@ -22,6 +22,17 @@ eight of them. One tensor-core block is 16 rows and gives a thread rows r and r 
 loaded in an order that makes these the rows the thread needs next: the four gates of its own units
 (forward), its own units (backward). The order of K is free as long as W and x agree, and is chosen
 so that a thread reads VEC neighbouring weights at once.
+
+Of fewer sequences than eight, K is split into two halves. A sequence takes two neighbouring columns
+of the tensor core's block, x of one half and of the other, and a row of W rows r and r + 8, again
+of one half and of the other. Of the four sums that a thread then has, row r by column 2 c and row
+r + 8 by column 2 c + 1 are the two halves of one; the other two are of no use. Two sequences are
+eight columns with a copy of each. It costs as many products as eight sequences, but a warp reads
+half as much of x: what it reads bounds backward (bench/bounds.py).
+
+                     x, first half    x, second half
+    W, first half      a sum's half         -
+    W, second half          -          its other half
 
 Wherever two of these orders differ in the eyes of Triton's compiler it converts through shared
 memory, at two barriers each. Four habits keep it from that, and exchange.py does itself the one
@@ -49,6 +60,12 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 # Decorates what kernels call. The interpreter replaces all of triton.language anew at each call of
 # a jitted function, in 0.1 ms, but a plain one runs within its caller's.
 inline = (lambda function: function) if triton.knobs.runtime.interpret else triton.jit
+
+
+@triton.constexpr_function
+def halves(block_b):
+    """Into how many parts a tile of so many sequences splits what its products sum over."""
+    return 2 if block_b < 8 else 1
 
 
 # Lengths of j, c and p in a tile of so many sequences
@@ -319,11 +336,12 @@ def add_own(total, x):
 
 
 @inline
-def repeat(x):
-    """A tile with each sequence so often that they are the eight columns of a product."""
-    TIMES: tl.constexpr = max(1, 8 // x.shape[1])
-    x = tl.broadcast_to(x[:, :, None], (x.shape[0], x.shape[1], TIMES))
-    return tl.reshape(x, (x.shape[0], x.shape[1] * TIMES))
+def as_columns(x_0, x_1):
+    """Two halves of an operand, of fewer sequences than eight, as a product's columns."""
+    K: tl.constexpr = x_0.shape[0]
+    BLOCK_B: tl.constexpr = x_0.shape[1]
+    x = tl.reshape(tl.join(x_0, x_1), (K, BLOCK_B, 1, 2))
+    return tl.reshape(tl.broadcast_to(x, (K, BLOCK_B, 4 // BLOCK_B, 2)), (K, 8))
 
 
 @inline
@@ -388,30 +406,34 @@ def product(w, x, z=None):
 
 
 @inline
-def _own_columns(d, BLOCK_B: tl.constexpr):
-    """Sums of a product's columns, (num_warps, q, rest, r, N), to those of a tile: (num_warps, r,
-    q, BLOCK_B, rest). Of copies each thread keeps one of its own.
+def _own_sums(d, BLOCK_B: tl.constexpr):
+    """Sums of a product, (num_warps, q, rest, 8 halves, N), to those of a tile: (num_warps, r, q,
+    BLOCK_B, rest).
     """
-    N: tl.constexpr = d.shape[4]
-    if BLOCK_B < N:
+    if BLOCK_B >= 8:
+        return tl.permute(d, (0, 3, 1, 4, 2))
+    else:
         W: tl.constexpr = d.shape[0]
         X: tl.constexpr = d.shape[2]
-        d, _ = tl.reshape(d, (W, 2, X, 8, N // 2, 2)).split()
+        d = tl.reshape(d, (W, 2, X, 2, 8, 4, 2))  # w q rest half r c half
+        first, second = tl.permute(d, (0, 4, 1, 5, 2, 3, 6)).split()
+        first, _ = first.split()
+        _, second = second.split()
+        d = first + second
         if BLOCK_B == 2:
-            # The copies in lanes
-            d = tl.permute(tl.reshape(d, (W, 2, X, 8, 2, 2)), (0, 2, 3, 4, 5, 1))  # w x r b q q
-            d_0, d_1 = d.split()
-            d = tl.where(tl.arange(0, 2)[None, None, None, None, :] == 0, d_0, d_1)
-            d = tl.permute(d, (0, 4, 1, 2, 3))
-    return tl.permute(d, (0, 3, 1, 4, 2))
+            # Of the copies, which are in lanes, each keeps one unit.
+            d_0, d_1 = tl.permute(d, (0, 1, 3, 4, 2)).split()  # w r c rest
+            d = tl.where(tl.arange(0, 4)[None, None, :, None] % 2 == 0, d_0, d_1)
+            d = tl.permute(tl.reshape(d, (W, 8, 2, 2, X)), (0, 1, 3, 2, 4))
+        return d
 
 
 @inline
 def to_gates(d, BLOCK_B: tl.constexpr):
-    """A product of all gates, (num_warps, 64, N), to a tile for each gate."""
+    """A product of all gates, (num_warps, 64 halves, N), to a tile for each gate."""
     W: tl.constexpr = d.shape[0]
-    d = _own_columns(tl.reshape(d, (W, 2, 4, 8, d.shape[2])), BLOCK_B)  # w q gate r n
-    i_g, f_o = tl.reshape(d, (16 * W, BLOCK_B, 2, 2)).split()
+    d = tl.reshape(d, (W, 2, 4, 8 * halves(BLOCK_B), d.shape[2]))  # w q gate r n
+    i_g, f_o = tl.reshape(_own_sums(d, BLOCK_B), (16 * W, BLOCK_B, 2, 2)).split()
     i, g = i_g.split()
     f, o = f_o.split()
     return i, f, g, o
@@ -419,20 +441,25 @@ def to_gates(d, BLOCK_B: tl.constexpr):
 
 @inline
 def from_gates(i, f, g, o):
-    """The inverse of `to_gates`, of eight sequences or more: what a product adds to."""
+    """The inverse of `to_gates`, of four sequences or more: what a product adds to."""
     W: tl.constexpr = i.shape[0] // 16
     BLOCK_B: tl.constexpr = i.shape[1]
     d = tl.join(tl.join(i, g), tl.join(f, o))
-    d = tl.permute(tl.reshape(d, (W, 8, 2, BLOCK_B, 4)), (0, 2, 4, 1, 3))
-    return tl.reshape(d, (W, 64, BLOCK_B))
+    d = tl.permute(tl.reshape(d, (W, 8, 2, BLOCK_B, 4)), (0, 2, 4, 1, 3))  # w q gate r b
+    if BLOCK_B < 8:
+        # The first half is added to, the second and what is of no use begin at zero.
+        zero = tl.zeros(d.shape, tl.float32)
+        d = tl.join(tl.join(d, zero), tl.join(zero, zero))
+        d = tl.permute(d, (0, 1, 2, 6, 3, 4, 5))
+    return tl.reshape(d, (W, 64 * halves(BLOCK_B), max(8, BLOCK_B)))
 
 
 @inline
 def to_units(d, BLOCK_B: tl.constexpr):
-    """A product of units, (num_warps, 16, N), to a tile."""
+    """A product of units, (num_warps, 16 halves, N), to a tile."""
     W: tl.constexpr = d.shape[0]
-    d = _own_columns(tl.reshape(d, (W, 2, 1, 8, d.shape[2])), BLOCK_B)
-    return tl.reshape(d, (16 * W, BLOCK_B))
+    d = tl.reshape(d, (W, 2, 1, 8 * halves(BLOCK_B), d.shape[2]))
+    return tl.reshape(_own_sums(d, BLOCK_B), (16 * W, BLOCK_B))
 
 
 @inline

@@ -15,8 +15,8 @@ SEQUENCES = [case for case in SHORT if case.mode in SEQUENCE]
 
 # 4 x 128 x 128 x 8 multiply-adds, 1,024 a cycle on an A100 and 2,048 on an H100; then 5 or 8
 # special functions of a cell, 16 a cycle, in backward 6 multiplications, 64 or 128 a cycle. Or, at
-# 128 bytes a cycle, 2 x 128 x 4 gates of eight columns, which eight warps read and one has written,
-# and ten numbers of each cell.
+# 128 bytes a cycle, 2 x 128 x 4 gates of eight sequences, which eight warps read and one has
+# written, and ten numbers of each cell.
 @pytest.mark.parametrize(
     ("card", "sequences", "dtype", "backward", "cycles"),
     [
@@ -26,7 +26,8 @@ SEQUENCES = [case for case in SHORT if case.mode in SEQUENCE]
         (H100, 8, "bfloat16", False, 256 + 320),
         (A100, 8, "bfloat16", True, 512 + 64 + 160),
         (H100, 8, "float32", True, 512 + 64 + 320),
-        (H100, 4, "float32", True, 512 + 32 + 160),
+        (H100, 4, "float32", True, 256 + 32 + 160),
+        (A100, 2, "bfloat16", True, 512 + 24),
     ],
 )
 def test_a_step_of_128_units(card, sequences, dtype, backward, cycles):

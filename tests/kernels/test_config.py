@@ -7,6 +7,7 @@ import pytest
 
 from lstm.kernels import config
 from lstm.kernels.backward import lstm_backward_kernel
+from lstm.kernels.exchange import own_units
 from lstm.kernels.forward import lstm_forward_kernel
 from lstm.kernels.sliced_backward import lstm_sliced_backward_kernel
 from lstm.kernels.sliced_forward import lstm_sliced_forward_kernel
@@ -45,6 +46,9 @@ def test_vec_keeps_reads_aligned_within_a_row_and_sixteen_bytes():
         assert tile["VEC"] * itemsize <= 16
         # operand_indices: four lanes with eight neighbours each, or more
         assert tile["BLOCK_H"] % 32 == 0 and 8 % tile["VEC"] == 0
+        for block_b in (2, 4):
+            few = config.tile(hidden_size, 100, itemsize, block_b=block_b)
+            assert own_units(few["BLOCK_H"], block_b) % few["VEC"] == 0
     assert config.tile(128, 100, 2)["VEC"] == 8
     assert config.tile(128, 100, 4)["VEC"] == 4
 

@@ -5,12 +5,11 @@ import torch
 import triton
 import triton.language as tl
 
-from lstm.kernels.backward import gates_product
+from lstm.kernels import backward, forward
 from lstm.kernels.exchange import (
     exchange_gates,
     exchange_units,
     gates_bytes,
-    own_units,
     shared_memory,
     to_operand,
     units_bytes,
@@ -23,10 +22,8 @@ from lstm.kernels.layout import (
     pair_indices,
     pairs_to_tile,
     product,
-    rows_in_order,
     tile_indices,
     to_gates,
-    to_operands,
     to_tile,
     unpack,
 )
@@ -103,13 +100,8 @@ def forward_product_kernel(
     BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
     """z + weight (4, BLOCK_H, BLOCK_H) times h (BLOCK_H, BLOCK_B), as lstm_forward_kernel does."""
-    OWN: tl.constexpr = own_units(BLOCK_H)
     SIZE: tl.constexpr = BLOCK_H * BLOCK_B
-    block, wr, half, _, k = operand_indices(BLOCK_H // 16, BLOCK_H, VEC, OWN, 1, 4)
-    gate = block % 2 * 2 + half
-    unit = wr * 2 + block // 2
-    w = tl.load(weight_ptr + (gate * BLOCK_H + unit) * BLOCK_H + k)
-    w = rows_in_order(to_operands(w, BLOCK_H // 16, BLOCK_H, VEC, OWN, 1, 4, 4))
+    w, _ = forward.load_matrix(weight_ptr, None, tl.float16, BLOCK_H, BLOCK_H, BLOCK_B, VEC)
     offs = tl.arange(0, BLOCK_H)[:, None] * BLOCK_B + tl.arange(0, BLOCK_B)[None, :]
     words = exchange_units(tl.load(h_ptr + offs), shared_memory(units_bytes(BLOCK_H, BLOCK_B)), 0)
     z_i = tl.load(z_ptr + offs)
@@ -117,7 +109,7 @@ def forward_product_kernel(
     z_g = tl.load(z_ptr + 2 * SIZE + offs)
     z_o = tl.load(z_ptr + 3 * SIZE + offs)
     operand = to_operand(words, BLOCK_H, BLOCK_B, tl.float16)
-    if BLOCK_B >= 8:
+    if BLOCK_B >= 4:
         z = from_gates(z_i, z_f, z_g, z_o)
         i, f, g, o = to_gates(product(w, operand, z), BLOCK_B)
     else:
@@ -135,9 +127,7 @@ def backward_product_kernel(
 ):
     """weight_t (BLOCK_H, 4, BLOCK_H) times d (4, BLOCK_H, BLOCK_B), as lstm_backward_kernel."""
     SIZE: tl.constexpr = BLOCK_H * BLOCK_B
-    pair, wr, half, group, unit = operand_indices(BLOCK_H // 16, BLOCK_H, VEC, 8, 2, 2)
-    w = tl.load(weight_t_ptr + ((wr * 2 + half) * 4 + pair * 2 + group) * BLOCK_H + unit)
-    w_if, w_go = to_operands(w, BLOCK_H // 16, BLOCK_H, VEC, 8, 2, 2, 4).split()
+    w, _, _ = backward.load_matrices(weight_t_ptr, tl.float16, BLOCK_H, BLOCK_H, BLOCK_B, VEC)
     offs = tl.arange(0, BLOCK_H)[:, None] * BLOCK_B + tl.arange(0, BLOCK_B)[None, :]
     words = exchange_gates(
         tl.load(d_ptr + offs),
@@ -146,7 +136,7 @@ def backward_product_kernel(
         tl.load(d_ptr + 3 * SIZE + offs),
         shared_memory(gates_bytes(BLOCK_H, BLOCK_B)),
     )
-    tl.store(out_ptr + offs, gates_product(w_if, w_go, words, BLOCK_H, BLOCK_B, tl.float16))
+    tl.store(out_ptr + offs, backward.gates_product(w, words, BLOCK_H, BLOCK_B, tl.float16))
 
 
 @pytest.mark.parametrize("odd", [0, 1])
@@ -242,20 +232,26 @@ def integers(*size, device):
     return torch.randint(-4, 5, size, device=device).half()
 
 
-@pytest.mark.parametrize(("BLOCK_H", "VEC"), OPERANDS)
-def test_forward_product(BLOCK_H, VEC, device):
+# Also of fewer sequences than eight, of which a thread has half as many weights side by side
+PRODUCTS = [(*operand, 8) for operand in OPERANDS] + [
+    (BLOCK_H, VEC, BLOCK_B) for BLOCK_H, VEC in OPERANDS for BLOCK_B in (4, 2) if 8 * VEC <= BLOCK_H
+]
+
+
+@pytest.mark.parametrize(("BLOCK_H", "VEC", "BLOCK_B"), PRODUCTS)
+def test_forward_product(BLOCK_H, VEC, BLOCK_B, device):
     weight = integers(4, BLOCK_H, BLOCK_H, device=device)
-    h = integers(BLOCK_H, 8, device=device)
-    z = integers(4, BLOCK_H, 8, device=device).float()
-    out = torch.empty(4, BLOCK_H, 8, device=device)
-    forward_product_kernel[(1,)](weight, h, z, out, BLOCK_H, 8, VEC, num_warps=BLOCK_H // 16)
+    h = integers(BLOCK_H, BLOCK_B, device=device)
+    z = integers(4, BLOCK_H, BLOCK_B, device=device).float()
+    out = torch.empty(4, BLOCK_H, BLOCK_B, device=device)
+    forward_product_kernel[(1,)](weight, h, z, out, BLOCK_H, BLOCK_B, VEC, num_warps=BLOCK_H // 16)
     assert torch.equal(out, z + weight.float() @ h.float())
 
 
-@pytest.mark.parametrize(("BLOCK_H", "VEC"), OPERANDS)
-def test_backward_product(BLOCK_H, VEC, device):
+@pytest.mark.parametrize(("BLOCK_H", "VEC", "BLOCK_B"), PRODUCTS)
+def test_backward_product(BLOCK_H, VEC, BLOCK_B, device):
     weight_t = integers(BLOCK_H, 4, BLOCK_H, device=device)
-    d = integers(4, BLOCK_H, 8, device=device)
-    out = torch.empty(BLOCK_H, 8, device=device)
-    backward_product_kernel[(1,)](weight_t, d, out, BLOCK_H, 8, VEC, num_warps=BLOCK_H // 16)
+    d = integers(4, BLOCK_H, BLOCK_B, device=device)
+    out = torch.empty(BLOCK_H, BLOCK_B, device=device)
+    backward_product_kernel[(1,)](weight_t, d, out, BLOCK_H, BLOCK_B, VEC, num_warps=BLOCK_H // 16)
     assert torch.equal(out, weight_t.float().flatten(1) @ d.float().flatten(0, 1))
