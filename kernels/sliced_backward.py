@@ -63,6 +63,7 @@ def lstm_sliced_backward_kernel(
     BLOCKS: tl.constexpr = BLOCK_K // (16 * PARTS)
     tile = tl.program_id(0).to(tl.int64) + first_tile
     row = tile * BLOCK_B
+    live = tl.minimum(B - row, BLOCK_B).to(tl.int32)
     state = (layer.to(tl.int64) * D * B + row) * H
     saved = tile
     step_z = B.to(tl.int64) * (4 * H)
@@ -166,7 +167,7 @@ def lstm_sliced_backward_kernel(
 
         if s > 0:
             dh_all = sum_parts(
-                own_ptr + s % 2 * exchanged, s, buffers + BYTES, BLOCK_H, BLOCK_B, S, PARTS,
+                own_ptr + s % 2 * exchanged, live, s, buffers + BYTES, BLOCK_H, BLOCK_B, S, PARTS,
                 states_ptr is None,
             )  # fmt: skip
             if resets_ptr is not None:
@@ -188,7 +189,7 @@ def lstm_sliced_backward_kernel(
         dh_parts = product(w, x)
         if FLOAT32:
             dh_parts = dh_parts * tl.reshape(inverse * inverse_s, (1, 1, BLOCK_B))
-        write_words(exchange_ptr + (s + 1) % 2 * exchanged + parts, dh_parts, s)
+        write_words(exchange_ptr + (s + 1) % 2 * exchanged + parts, dh_parts, live, s)
         if resets_ptr is not None:
             dc = clear(cut, dc)
             cut_before = cut

@@ -81,6 +81,7 @@ def lstm_sliced_forward_kernel(
     S: tl.constexpr = (H + BLOCK_H - 1) // BLOCK_H
     tile = tl.program_id(0).to(tl.int64) + first_tile
     row = tile * BLOCK_B
+    live = tl.minimum(B - row, BLOCK_B).to(tl.int32)
     state = (layer.to(tl.int64) * D * B + row) * H
     saved = tile
     step_z = B.to(tl.int64) * (4 * H)
@@ -175,7 +176,7 @@ def lstm_sliced_forward_kernel(
             begin_row, count = begin_1, count_1
             begin_1, count_1 = step_rows(offsets_ptr, t + 2, T, reverse)
         h_all = load_h(
-            exchange_ptr + t % 2 * exchanged, t, S, BLOCK_K, PARTS, BLOCK_B, DOT,
+            exchange_ptr + t % 2 * exchanged, live, t, S, BLOCK_K, PARTS, BLOCK_B, DOT,
             states_ptr is None,
         )  # fmt: skip
         d_i, d_f, d_g, d_o = slice_product(w, h_all)

@@ -33,7 +33,7 @@ that is how the interpreter runs them, one program after another.
 
 A warp has a part of W_hh's columns, 32 at a time in turn with the others. It reads only their h,
 straight into the registers of operand B, and what the warps have multiplied is summed in shared
-memory.
+memory. Where a tile has more sequences than there are, nothing of those takes part in an exchange.
 """
 
 import os
@@ -111,17 +111,21 @@ def tag(t):
 
 
 @inline
-def write_words(pointers, x, t):
-    """Write float32 numbers for the step after t, as a product leaves them: tl.store would first
-    change to a layout of its own. An infinity may come out of it as a NaN.
+def write_words(pointers, x, live, t):
+    """Write float32 numbers of the first `live` sequences, which are the fastest dimension, for the
+    step after t, as a product leaves them: tl.store would first change to a layout of its own. An
+    infinity may come out of it as a NaN.
     """
     word = (x.to(tl.int32, bitcast=True) & ~3) | tag(t + 1)
+    alive = tl.broadcast_to(tl.arange(0, x.shape[2])[None, None, :] < live, x.shape)
     if INTERPRETED:
-        tl.store(pointers, word.to(tl.float32, bitcast=True))
+        tl.store(pointers, word.to(tl.float32, bitcast=True), mask=alive)
     else:
         tl.inline_asm_elementwise(
-            "st.relaxed.gpu.global.b32 [$1], $2; mov.b32 $0, 0;", "=r,l,r",
-            [pointers.to(tl.int64), word], dtype=tl.int32, is_pure=False, pack=1,
+            "{ .reg .pred p; setp.ne.s32 p, $3, 0; @p st.relaxed.gpu.global.b32 [$1], $2; "
+            "mov.b32 $0, 0; }", "=r,l,r,r",
+            [pointers.to(tl.int64), word, alive.to(tl.int32)],
+            dtype=tl.int32, is_pure=False, pack=1,
         )  # fmt: skip
 
 
@@ -208,11 +212,14 @@ def _read_four_constraints(count):
 
 @triton.constexpr_function
 def _sum(count, stride):
-    """PTX that reads `count` numbers, `stride` bytes apart, again and again until all tags are
-    right, and adds them as `_sum_of` does.
+    """PTX that, of a live sequence, reads `count` numbers, `stride` bytes apart, again and again
+    until all tags are right, and adds them as `_sum_of` does; else 0.
     """
     words = [f"w{n}" for n in range(count)]
-    lines = [f"{{ .reg .pred p; .reg .b32 x<4>, w<{count}>; .reg .f32 f<5>; again_${{:uid}}:"]
+    lines = [
+        f"{{ .reg .pred p; .reg .b32 x<4>, w<{count}>; .reg .f32 f<5>; mov.b32 $0, 0; "
+        "setp.eq.s32 p, $3, 0; @p bra none_${:uid}; again_${:uid}:"
+    ]
     lines += [f"ld.relaxed.gpu.global.b32 {w}, [$1 + {n * stride}];" for n, w in enumerate(words)]
     lines.append(_stale_ptx(words, "$2") + " @p bra again_${:uid};")
     for n, w in enumerate(words):
@@ -220,7 +227,10 @@ def _sum(count, stride):
             lines.append(f"mov.b32 f{n}, {w};")
         else:
             lines.append(f"mov.b32 f4, {w}; add.f32 f{n % 4}, f{n % 4}, f4;")
-    return " ".join(lines) + " add.f32 f0, f0, f1; add.f32 f2, f2, f3; add.f32 $0, f0, f2; }"
+    return (
+        " ".join(lines)
+        + " add.f32 f0, f0, f1; add.f32 f2, f2, f3; add.f32 $0, f0, f2; none_${:uid}: }"
+    )
 
 
 @inline
@@ -235,12 +245,13 @@ def h_offsets(unit, sequence, BLOCK_B: tl.constexpr):
 
 @inline
 def load_h(
-    h_ptr, t, S: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr, BLOCK_B: tl.constexpr,
-    DOT: tl.constexpr, MEET: tl.constexpr,
+    h_ptr, live, t, S: tl.constexpr, BLOCK_K: tl.constexpr, PARTS: tl.constexpr,
+    BLOCK_B: tl.constexpr, DOT: tl.constexpr, MEET: tl.constexpr,
 ):  # fmt: skip
     """h of a tile as operand B: (num_warps, columns, BLOCK_B), of each warp its columns' units.
 
-    S: slices; MEET: wait for those of step t.
+    live: sequences that there are; where a tile has more, the last one's again, which takes no
+    bandwidth. S: slices; MEET: wait for those of step t.
     """
     J: tl.constexpr = BLOCK_B // 8
     i = tl.arange(0, BLOCK_K * BLOCK_B // 4)
@@ -253,7 +264,12 @@ def load_h(
         missing = group * 2 + c // 2 >= S
         group = tl.where(missing, 0, group)
         c = tl.where(missing, c % 2, c)
-    pointers = h_ptr + (group * (2 * J) + slow % (2 * J)) * 128 + (i // 4 % 8 * 4 + c) * 4
+    if J == 1:
+        sequence = tl.minimum(i // 4 % 8, live - 1) * 16
+    else:
+        sequence = tl.minimum(slow // 2 % J * 8 + i // 4 % 8, live - 1)
+        sequence = sequence // 8 * 256 + sequence % 8 * 16
+    pointers = h_ptr + (group * (2 * J) + slow % 2) * 128 + sequence + c * 4
     COUNT: tl.constexpr = min(8, 2 * J * BLOCK_K // (32 * PARTS))
     w_0, w_1 = _two_words(pointers, t, COUNT, MEET, DOT)
     x = tl.reshape(tl.join(w_0, w_1), (BLOCK_K // (32 * PARTS), J, 2, PARTS, 8, 4, 2))
@@ -423,24 +439,25 @@ def _add_halves(size):
 
 @inline
 def sum_parts(
-    part_ptr, t, table, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, S: tl.constexpr,
+    part_ptr, live, t, table, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, S: tl.constexpr,
     PARTS: tl.constexpr, MEET: tl.constexpr,
 ):  # fmt: skip
-    """dh of this slice, of the parts of all: a tile. Every fourth of them in their order, then the
-    four sums, (0 + 1) + (2 + 3); where there are two threads for each number, so the first half of
-    them, and the second, and then both. MEET: wait for those of step t; table: `sums_bytes`.
+    """dh of this slice, of the parts of all: a tile, of the first `live` sequences. Every fourth of
+    the parts in their order, then the four sums, (0 + 1) + (2 + 3); where there are two threads for
+    each number, so the first half of them, and the second, and then both. MEET: wait for those of
+    step t; table: `sums_bytes`.
     """
     SIZE: tl.constexpr = BLOCK_H * BLOCK_B
     SUMS: tl.constexpr = _sums(S, SIZE, PARTS)
     offs = tl.arange(0, BLOCK_B)[:, None] * BLOCK_H + tl.arange(0, BLOCK_H)[None, :]
     if MEET and SPIN_LIMIT == 0 and not INTERPRETED:
         if SUMS == 1:
-            return _sum_when_there(part_ptr + offs, t, S, SIZE)
+            return _sum_when_there(part_ptr + offs, offs < live * BLOCK_H, t, S, SIZE)
         else:
             # Of a tile half of the threads would have what the others have, and read it again.
             i = tl.arange(0, 2 * SIZE)
             half_ptr = part_ptr + i // SIZE * (S // 2 * SIZE) + i % SIZE
-            half = _sum_when_there(half_ptr, t, S // 2, SIZE)
+            half = _sum_when_there(half_ptr, i % SIZE < live * BLOCK_H, t, S // 2, SIZE)
             tl.inline_asm_elementwise(
                 "st.shared.b32 [$1], $2; mov.b32 $0, 0;", "=r,r,f", [table + i * 4, half],
                 dtype=tl.int32, is_pure=False, pack=1,
@@ -451,7 +468,8 @@ def sum_parts(
                 pack=1,
             )  # fmt: skip
     else:
-        part_ptr += offs
+        # Of sequences that are not there the last one's: nobody writes theirs.
+        part_ptr += tl.minimum(offs, (live - 1) * BLOCK_H + offs % BLOCK_H)
         if MEET:
             for writer in tl.static_range(S):
                 _spin(part_ptr + writer * SIZE, t)
@@ -462,11 +480,11 @@ def sum_parts(
 
 
 @inline
-def _sum_when_there(pointers, t, COUNT: tl.constexpr, SIZE: tl.constexpr):
-    """`_sum_of`, once the tags are those of step t."""
+def _sum_when_there(pointers, alive, t, COUNT: tl.constexpr, SIZE: tl.constexpr):
+    """`_sum_of`, once the tags are those of step t; zeros where it is not alive."""
     tags = tl.zeros(pointers.shape, tl.int32) + tag(t)
     return tl.inline_asm_elementwise(
-        _sum(COUNT, 4 * SIZE), "=&f,l,r", [pointers.to(tl.int64), tags],
+        _sum(COUNT, 4 * SIZE), "=&f,l,r,r", [pointers.to(tl.int64), tags, alive.to(tl.int32)],
         dtype=tl.float32, is_pure=True, pack=1,
     )  # fmt: skip
 

@@ -257,11 +257,15 @@ def run_case(case, change=None, short=0):
     grad_bias = None
     if case.bias and (parts := tiles * config.bias_parts(tile)):
         grad_bias = torch.full((D, parts, 4 * H), torch.nan)
+    met = meeting(tile["BLOCK_K"] // tile["BLOCK_H"] * S * size) if sliced else None
     backward.lstm_backward(
         steps, weight_hh_t, upstream[0], *map(shifted, upstream[1:]),
-        grad_gates, grad_h_0, grad_c_0, grad_bias, 0, D, T, B, tile, packing, resets,
-        meeting(tile["BLOCK_K"] // tile["BLOCK_H"] * S * size) if sliced else None,
+        grad_gates, grad_h_0, grad_c_0, grad_bias, 0, D, T, B, tile, packing, resets, met,
     )  # fmt: skip
+    if sliced:
+        # Of the last tile's sequences, as many as there are
+        parts = met.exchange.view(2, D, tiles, -1, case.block_b, 16)[:, :, -1]
+        assert not parts[..., (B - 1) % case.block_b + 1 :, :].any()
     upstream[0] = upstream[0].flatten(-2)
     loss = sum(
         (y * grad.double()).sum()

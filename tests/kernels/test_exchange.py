@@ -206,7 +206,8 @@ class PTX:
 
     def __init__(self, text, registers, memory):
         self.registers, self.memory, self.reads, self.turns = dict(registers), memory, [], 0
-        body = text.split("again_${:uid}:")[1].split(" all_${:uid}: }")[0].rstrip(" }")
+        body = text.split("again_${:uid}:")[1]
+        body = re.split(r" (?:all|none)_\$\{:uid\}: \}", body)[0]
         again = True
         while again:
             again = False
