@@ -7,7 +7,7 @@ A program of its own, since under TRITON_INTERPRET nothing can be compiled.
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -36,14 +36,15 @@ class Emulated:
 
     def __init__(self, kernel, card, change=None, short=0):
         self.kernel, self.card, self.change, self.short = kernel, card, change, short
-        self.compiled = {}
+        self.compiled, self.conflicts = {}, 0
 
     def __getitem__(self, grid):
         def launch(*arguments, launch_cooperative_grid=False, **options):
             ptx, shared_bytes, constants = self.compile(arguments, options)
             given = [x for n, x in enumerate(arguments) if n not in constants]
             given = [self.memory(x) if isinstance(x, torch.Tensor) else x for x in given]
-            run(ptx, given, grid, shared_bytes, together=launch_cooperative_grid)
+            together = launch_cooperative_grid
+            self.conflicts += run(ptx, given, grid, shared_bytes, together=together)
 
         return launch
 
@@ -161,6 +162,16 @@ CASES = [
     Case(37, "float32", 90, T=9, joint=True, bias=False, resets=True),
     Case(16, "bfloat16", 120, T=1, joint=True, states=False, resets=True),
     Case(16, "float32", 90, T=70, B=2, joint=True, saved=False, block_b=4),
+]  # fmt: skip
+
+
+# Each form that the warps of a program exchange numbers in: two reads of a lane, one, or half
+EXCHANGES = [
+    Case(H, dtype, 90, B=block_b, block_b=block_b)
+    for H, dtype, block_b in [
+        (128, "bfloat16", 8), (128, "bfloat16", 4), (128, "bfloat16", 2), (64, "float32", 8),
+        (64, "float32", 4), (64, "float16", 2), (32, "bfloat16", 4), (32, "bfloat16", 2),
+    ]
 ]  # fmt: skip
 
 
@@ -385,6 +396,21 @@ def run_joint_case(case, change=None, short=0):
     return errors
 
 
+def conflicts(case):
+    """Of each kernel, accesses to shared memory beyond the first of those that a step's banks serve
+    one after the other, in all programs.
+    """
+    of_length = []
+    for T in (2, 3):
+        run_case(replace(case, T=T))
+        of_length.append([getattr(*place).conflicts for place in KERNELS])
+    return {
+        name: after - before
+        for (_, name), before, after in zip(KERNELS, *of_length, strict=True)
+        if "sliced" not in name and "joint" not in name
+    }
+
+
 def found(case, **defect):
     """What the emulator says of a case with a defect, None if it finds nothing."""
     try:
@@ -499,6 +525,7 @@ def main():
         "without waiting": waiting,
         "extremes": extremes,
         "infinite weight": with_an_infinite_weight(),
+        "conflicts": {str(case): conflicts(case) for case in EXCHANGES},
     }
     print(json.dumps(made))
 

@@ -11,6 +11,7 @@ Launchers run on it unchanged with emulated.Emulated in their kernel's place.
 All threads of a program are one numpy array, so they go in lockstep, which hides missing barriers.
 These are therefore looked for: an access to shared memory that no barrier orders is an error. So
 are an access outside of a tensor or of its alignment, and an instruction that is not in the tables.
+Accesses to shared memory that its banks serve one after the other are counted.
 
     register    an array of bits, one element a thread; bool for a predicate
     mask        the threads that take part, None for all
@@ -369,6 +370,7 @@ class Shared:
         # NaN in every type, so that what nobody wrote shows.
         self.data = np.full(size, 255, np.uint8)
         self.epoch = np.zeros(warps, np.int64)
+        self.conflicts = 0
         self.barrier()
 
     def barrier(self):
@@ -381,7 +383,20 @@ class Shared:
         same = others // 32 == threads // 32
         return (others != threads) & (~same | (then >= self.epoch[threads // 32]))
 
+    def _count_conflicts(self, threads, offsets):
+        """Accesses beyond the first for each 128 bytes that a warp moves: those of so many lanes go
+        together, if they are of different banks or of the same numbers.
+        """
+        width = max(4, offsets.shape[1])
+        lanes, banks = 128 // width, 128 // width
+        group, place = threads // lanes, offsets[:, 0] // width
+        group, place = np.unique(np.stack((group, place)), axis=1)
+        uses = np.zeros((group.max(initial=0) + 1, banks), np.int64)
+        np.add.at(uses, (group, place % banks), 1)
+        self.conflicts += int(np.maximum(uses.max(1) - 1, 0).sum())
+
     def reads(self, at, threads, offsets):
+        self._count_conflicts(threads, offsets)
         threads = threads[:, None]
         writer = self.writer[offsets]
         if ((writer >= 0) & self._unordered(writer, self.written[offsets], threads)).any():
@@ -391,6 +406,7 @@ class Shared:
         np.maximum.at(self.read, offsets, self.epoch[threads // 32])
 
     def writes(self, at, threads, offsets):
+        self._count_conflicts(threads, offsets)
         threads = threads[:, None]
         writer, first, last = self.writer[offsets], self.first[offsets], self.last[offsets]
         if ((writer >= 0) & self._unordered(writer, self.written[offsets], threads)).any():
@@ -719,6 +735,7 @@ def run(ptx, arguments, grid, shared_bytes=0, together=False):
         addresses aligned as their own are modulo 16; numbers; None for what was compiled in.
         shared_bytes: compiled.metadata.shared; together: programs take turns, as those have to that
         wait for each other, else one after the other.
+    Returns: accesses to shared memory that its banks made of one, beyond the first.
     Raises: PTXError.
     """
     kernel = parse(ptx)
@@ -738,18 +755,17 @@ def run(ptx, arguments, grid, shared_bytes=0, together=False):
     parameters += [0] * more
     grid = (*grid, 1, 1)[:3]
     programs = (
-        Program(kernel, parameters, tensors, index[::-1], grid, shared_bytes).steps()
+        Program(kernel, parameters, tensors, index[::-1], grid, shared_bytes)
         for index in np.ndindex(*grid[::-1])
     )
+    conflicts = 0
     with np.errstate(all="ignore"):
-        if not together:
-            for steps in programs:
-                for _ in steps:
-                    pass
-            return
-        left = list(programs)
-        while left:
-            left = [steps for steps in left if next(steps, steps) is not steps]
+        for some in [list(programs)] if together else ([program] for program in programs):
+            left = [program.steps() for program in some]
+            while left:
+                left = [steps for steps in left if next(steps, steps) is not steps]
+            conflicts += sum(program.shared.conflicts for program in some)
+    return conflicts
 
 
 NAME = r"[%$\w][\w$.]*"

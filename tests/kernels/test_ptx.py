@@ -14,7 +14,7 @@ import pytest
 
 from tests.accuracy import CEILING, EXACT_CEILING
 from tests.kernels import ptx
-from tests.kernels.emulated import CASES
+from tests.kernels.emulated import CASES, EXCHANGES
 from tests.kernels.ptx import PTXError, run
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +64,11 @@ def test_an_infinite_weight_keeps_warps_together(emulated):
     assert all(map(all, exact[1][-1])) and not all(map(all, exact[1][0]))
 
 
+@pytest.mark.parametrize("case", EXCHANGES, ids=str)
+def test_what_warps_exchange_is_of_different_banks(case, emulated):
+    assert set(emulated["conflicts"][str(case)].values()) == {0}
+
+
 def test_a_tensor_one_number_short_is_found(emulated):
     (error,) = emulated["defects"]["short tensors"]
     assert error.startswith("out of bounds")
@@ -86,7 +91,7 @@ def execute(body, *tensors, grid=(1,), together=False):
             {body}
             ret;
         }}"""
-    run(text, tensors, grid, together=together)
+    return run(text, tensors, grid, together=together)
 
 
 def words(*values):
@@ -195,6 +200,26 @@ def test_a_read_of_what_another_thread_wrote_needs_a_barrier(sync, threads, race
     else:
         execute(body, x)
         assert x.tolist() == [n ^ threads for n in range(64)]
+
+
+EIGHT_BYTES_APART = "and.b32 %r2, %r0, 31; shl.b32 %r2, %r2, 3;"
+READ_FOUR = "ld.shared.v4.b32 {%r1, %r3, %r4, %r5}, [%r2];"
+
+
+@pytest.mark.parametrize(
+    ("address", "access", "conflicts"),
+    [
+        ("mov.b32 %r2, %r8;", "ld.shared.b32 %r1, [%r2];", 0),
+        ("and.b32 %r2, %r8, -8;", "ld.shared.b32 %r1, [%r2];", 0),  # twice the same number
+        ("and.b32 %r2, %r8, -8;", "ld.shared.v2.b32 {%r1, %r3}, [%r2];", 0),
+        # Two lanes to a bank, of two numbers, and four to four banks
+        (EIGHT_BYTES_APART, "ld.shared.b32 %r1, [%r2];", 2),
+        (EIGHT_BYTES_APART, "ld.shared.v2.b32 {%r1, %r3}, [%r2];", 0),
+        ("and.b32 %r2, %r0, 1; shl.b32 %r2, %r2, 7;", READ_FOUR, 8),
+    ],
+)  # fmt: skip
+def test_accesses_that_meet_in_a_bank_are_counted(address, access, conflicts):
+    assert execute(f"{address} {access}", words(0)) == conflicts
 
 
 @pytest.mark.parametrize("sync", ["", "bar.warp.sync -1;", "bar.sync 0;"])
