@@ -133,6 +133,7 @@ def read_units(h, address):
         if BLOCK_B >= 8:
             address += sequence * _units_row(BLOCK_H, BLOCK_B) + unit * 2
         else:
+            # In two sums: the order of these decides which registers the time loop gets.
             address += sequence * _units_row(BLOCK_H, BLOCK_B)
             address += column % 2 * _second_half(BLOCK_H) + unit * 2
         if OWN < 8:
@@ -170,10 +171,17 @@ def to_operand(words, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, DOT: tl.cons
         if OWN >= 8:
             x = tl.join(x, tl.join(w_2, w_3))
         x = tl.reshape(x, (J, K // (4 * OWN), V, BLOCK_H // 16, 8, 4, min(2, OWN // 4), 2))
-        x = tl.permute(x, (3, 1, 2, 6, 5, 7, 0, 4))  # w, rest, v, half, c, pair, j, r
-        e_0, e_1 = split_words(x)
-        x = tl.permute(tl.join(e_0, e_1), (0, 1, 2, 3, 4, 5, 8, 6, 7)).to(DOT, bitcast=True)
-        return tl.reshape(x, (BLOCK_H // 16, K, 8 * J))
+        return _from_words(tl.permute(x, (3, 1, 2, 6, 5, 7, 0, 4)), K, DOT)
+
+
+@inline
+def _from_words(x, K: tl.constexpr, DOT: tl.constexpr):
+    """Words of two neighbouring units, in the order w, rest, v, half of a block (of gates: gate),
+    c, pair of units, j, r, to an operand of K numbers.
+    """
+    e_0, e_1 = split_words(x)
+    x = tl.permute(tl.join(e_0, e_1), (0, 1, 2, 3, 4, 5, 8, 6, 7)).to(DOT, bitcast=True)
+    return tl.reshape(x, (x.shape[0], K, 8 * x.shape[7]))
 
 
 @inline
@@ -315,20 +323,12 @@ def to_gate_operands(words, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, DOT: t
         SHAPE: tl.constexpr = (BLOCK_B // 8, BLOCK_H // 32, 2, 2, BLOCK_H // 16, 8, 4, 2)
         x_0 = tl.permute(tl.reshape(tl.join(w_0, w_1), SHAPE), (4, 1, 2, 7, 6, 3, 0, 5))
         x_1 = tl.permute(tl.reshape(tl.join(w_2, w_3), SHAPE), (4, 1, 2, 7, 6, 3, 0, 5))
-        return _from_words(x_0, BLOCK_H, DOT), _from_words(x_1, BLOCK_H, DOT)
+        return _from_words(x_0, 2 * BLOCK_H, DOT), _from_words(x_1, 2 * BLOCK_H, DOT)
     else:
         x = tl.join(tl.join(w_0, w_2), tl.join(w_1, w_3))
         # j, rest, v, w, r, c, v, gate
         x = tl.reshape(x, (1, BLOCK_H // 32, 2, BLOCK_H // 16, 8, 4, 2, 2))
-        return _from_words(tl.permute(x, (3, 1, 2, 7, 5, 6, 0, 4)), BLOCK_H, DOT)
-
-
-@inline
-def _from_words(x, BLOCK_H: tl.constexpr, DOT: tl.constexpr):
-    """Words in the order w, rest, v, gate, c, v, j, r to an operand of 2 BLOCK_H gates."""
-    e_0, e_1 = split_words(x)
-    x = tl.permute(tl.join(e_0, e_1), (0, 1, 2, 3, 4, 5, 8, 6, 7)).to(DOT, bitcast=True)
-    return tl.reshape(x, (BLOCK_H // 16, 2 * BLOCK_H, 8 * x.shape[7]))
+        return _from_words(tl.permute(x, (3, 1, 2, 7, 5, 6, 0, 4)), 2 * BLOCK_H, DOT)
 
 
 @inline

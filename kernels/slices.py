@@ -33,7 +33,7 @@ that is how the interpreter runs them, one program after another.
 
 A warp has a part of W_hh's columns, 32 at a time in turn with the others. It reads only their h,
 straight into the registers of operand B, and what the warps have multiplied is summed in shared
-memory. Where a tile has more sequences than there are, nothing of those takes part in an exchange.
+memory. Where a tile has more sequences than there are, nobody reads anything of those.
 """
 
 import os
@@ -264,12 +264,9 @@ def load_h(
         missing = group * 2 + c // 2 >= S
         group = tl.where(missing, 0, group)
         c = tl.where(missing, c % 2, c)
-    if J == 1:
-        sequence = tl.minimum(i // 4 % 8, live - 1) * 16
-    else:
-        sequence = tl.minimum(slow // 2 % J * 8 + i // 4 % 8, live - 1)
-        sequence = sequence // 8 * 256 + sequence % 8 * 16
-    pointers = h_ptr + (group * (2 * J) + slow % 2) * 128 + sequence + c * 4
+    sequence = tl.minimum(slow // 2 % J * 8 + i // 4 % 8, live - 1)
+    begin = sequence // 8 * 256 + sequence % 8 * 16
+    pointers = h_ptr + (group * (2 * J) + slow % 2) * 128 + begin + c * 4
     COUNT: tl.constexpr = min(8, 2 * J * BLOCK_K // (32 * PARTS))
     w_0, w_1 = _two_words(pointers, t, COUNT, MEET, DOT)
     x = tl.reshape(tl.join(w_0, w_1), (BLOCK_K // (32 * PARTS), J, 2, PARTS, 8, 4, 2))
