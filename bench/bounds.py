@@ -5,13 +5,13 @@
 Each launch of a call takes at least the longest of three times, and a call the sum of its launches:
 
     products    its multiply-adds over the rate of the tensor cores
-    memory      its bytes over the bandwidth of memory; none where all tensors of the call fit into
-                the second cache
+    memory      its bytes over the bandwidth of memory, as if the second cache kept nothing from one
+                launch to the next; none where all tensors of the call fit into it
     chain       its time steps, one after the other, each of the time that `step_cycles` has
 
-A bound of these kernels, not of every LSTM: of their tiles, and of what they read and write. So
-that nothing can be faster, only what is certain counts: no launch, no latency but that of the
-second cache, no bias, no optimizer. Cards are as their data sheets have them.
+A bound of these kernels, not of every LSTM: of their tiles, and of what they read and write. No
+launch, no latency but that of the second cache, no bias and no optimizer count. Cards are as their
+data sheets have them.
 """
 
 import argparse
@@ -197,23 +197,27 @@ def _launches(case, card, p):
         """Of a matrix of (4 H, width) with all rows."""
         return Launch(rows * width * 4 * H * (size // 2) / rate, sum(numbers) * size / bandwidth)
 
-    def steps(layer, backward=False):
-        numbers = gates + states + saved
-        chain = turns * case.T * step_cycles(tile, case.dtype, card, backward, together)
-        # Of two layers at once one takes its steps under the other's.
-        chain = 0.0 if p.joint and layer % 2 else chain / card.clock
-        return Launch(rows * H * 4 * H / rate, numbers * size / bandwidth, chain)
+    def steps(layers, backward=False):
+        """Of one layer, or of two at once and the product between them."""
+        between = layers - 1
+        numbers = layers * (gates + states + saved) + between * (gates + states)
+        cycles = turns * case.T * step_cycles(tile, case.dtype, card, backward, together)
+        products = (layers + between) * rows * H * 4 * H
+        return Launch(products / rate, numbers * size / bandwidth, cycles / card.clock)
 
-    for layer in range(L):
-        width = H if layer else case.I
-        yield product(width, rows * width, gates)
-        yield steps(layer)
+    at_once = 2 if p.joint else 1
+    for first in range(0, L, at_once):
+        widths = [H if layer else case.I for layer in range(first, min(first + at_once, L))]
+        of_input = product(widths[0], rows * widths[0], gates)
+        yield of_input
+        yield steps(len(widths))
         if case.mode != "forward":
-            yield steps(layer, backward=True)
-            yield product(width, rows * width, gates)  # the gradient of W_ih
-            yield product(H, states, gates)  # of W_hh
-            if layer or case.mode != "mnist step":
-                yield product(width, rows * width, gates)  # of the input
+            yield steps(len(widths), backward=True)
+            for width in widths:
+                yield product(width, rows * width, gates)  # the gradient of W_ih
+                yield product(H, states, gates)  # of W_hh
+            if first or case.mode != "mnist step":
+                yield of_input  # of the input
 
 
 def table(card, some):

@@ -39,7 +39,7 @@ NAME = {
     "torchrl": "TorchRL",
 }
 NAME |= {"triton": NAME["lstm"], "cudnn": NAME["torch"]}
-# What ours cannot be faster than
+# bench/bounds.py
 BOUND = "bound of lstm.LSTM"
 
 BEGIN, END = "<!-- results: made by python -m bench.plot -->\n", "<!-- end of results -->\n"
@@ -64,13 +64,13 @@ def speedup(made):
 
 
 def least_ms(made):
-    """The least milliseconds that ours can take (bench/bounds.py); None where that is not known."""
+    """The bound of our kernels in milliseconds (bench/bounds.py); None where that is not known."""
     found = bounds.of_record(made)
     return 1e3 * found.least if found else None
 
 
 def share_of_time(made):
-    """That least time over ours, of a case on the kernels; None where either is not known."""
+    """That bound over our time, of a case on the kernels; None where either is not known."""
     ours, least = find(made, "lstm"), least_ms(made)
     return least / median(times(ours)) if ours and ours["path"] == "fused" and least else None
 
@@ -155,7 +155,7 @@ def draw_steps(records):
             title,
             "time per step (us)",
             lambda made, run: [1e3 * ms / made["case"]["T"] for ms in times(run)],
-            lambda made: least_ms(made) and 1e3 * least_ms(made) / made["case"]["T"],
+            lambda made, ms: 1e3 * ms / made["case"]["T"],
         )
         yield f"steps-{_slug(mode)}-{layers}-{dtype}-{clock}", figure
 
@@ -182,9 +182,9 @@ def draw_memory(records):
         yield f"memory-{_slug(mode)}-{layers}-{dtype}", figure
 
 
-def _panels(records, title, label, values, least=lambda made: None):
+def _panels(records, title, label, values, bound=None):
     """A panel for each T and B: median and 20 to 80 % band of values(record, run) against H, and
-    dashed what they cannot be below.
+    dashed, if there is one, bound(record, its least time).
     """
     panels = groups(records, "T", "B")
     columns = min(3, len(panels))
@@ -206,7 +206,8 @@ def _panels(records, title, label, values, least=lambda made: None):
                 H, low, middle, high = zip(*points, strict=True)
                 (drawn[impl],) = axes.plot(H, middle, "o-", color=COLOUR[impl], markersize=4)
                 axes.fill_between(H, low, high, color=COLOUR[impl], alpha=0.2)
-        floor = [(made["case"]["H"], least(made)) for made in some if least(made)]
+        known = [(made, ms) for made in some if bound and (ms := least_ms(made))]
+        floor = [(made["case"]["H"], bound(made, ms)) for made, ms in known]
         if floor:
             (drawn[BOUND],) = axes.plot(*zip(*floor, strict=True), "--", color="black", linewidth=1)
         hidden = sorted({made["case"]["H"] for made in some})
@@ -342,7 +343,7 @@ def _results_on(records):
     if rows:
         lines += [
             "Speed-up over `torch.nn.LSTM`, of medians of alternating rounds; and, of cases on the "
-            "kernels, the median share of our time that nothing can take away "
+            "kernels, the median share of our time that is the bound of these kernels "
             "([bench/bounds.py](bench/bounds.py)):",
             "",
             "| mode | clock | cases | geometric mean | worst | slower | bound |",

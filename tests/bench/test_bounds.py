@@ -100,6 +100,18 @@ def test_the_chain_is_of_all_steps_that_follow_each_other(sizes, steps):
     assert bound(case, H100).chain * H100.clock == pytest.approx(cycles)
 
 
+def test_two_layers_at_once_are_one_launch():
+    """All of it fits into the second cache, so that beside the chain only the lower layer's product
+    of the input takes time of its own, in backward that of its gradient and of all weights'.
+    """
+    case = Case("forward", 100, 16, 128, 128, 2, "float16")
+    product = 100 * 16 * 128 * 4 * 128 / (H100.multiprocessors * H100.clock * H100.products)
+    forward = bound(case, H100)
+    assert forward.least == pytest.approx(product + forward.chain)
+    both = bound(replace(case, mode="forward+backward"), H100)
+    assert both.least == pytest.approx(6 * product + both.chain)
+
+
 @pytest.mark.parametrize(
     "case",
     [
