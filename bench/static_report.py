@@ -164,11 +164,6 @@ class Configuration:
         return config.tile(self.hidden_size, 1, itemsize, exact=exact, block_b=block_b)
 
 
-def _narrow(dtype):
-    """Kernels of fewer sequences than eight: of float32 none of two (config.sequences)."""
-    return NARROW_KERNELS[: 2 if dtype == "float32" else 4]
-
-
 def configurations(cards=tuple(CARDS), everything=False) -> list[Configuration]:
     """What is compiled for these cards: the main sizes and kernels for each of them, the others
     spread over all cards.
@@ -196,7 +191,7 @@ def configurations(cards=tuple(CARDS), everything=False) -> list[Configuration]:
         add(MAIN_KERNELS, size, dtype, CARDS if everything else {*MAIN_CARDS, *by_turns})
         if everything or dtype in MAIN_DTYPES:
             add(variants, size, dtype, CARDS if everything else 2 * d + 1)
-            add(_narrow(dtype), size, dtype, CARDS if everything else MAIN_CARDS)
+            add(NARROW_KERNELS, size, dtype, CARDS if everything else MAIN_CARDS)
             add(JOINT_KERNELS, size, dtype, CARDS if everything else MAIN_CARDS)
     for s, size in enumerate(OTHER_SIZES):
         for d, dtype in enumerate(POINTERS if everything else MAIN_DTYPES):
@@ -206,13 +201,13 @@ def configurations(cards=tuple(CARDS), everything=False) -> list[Configuration]:
             if _kind(size, dtype) not in kinds and not by_turns:
                 kinds.add(_kind(size, dtype))
                 if everything:
-                    add([*common, *_narrow(dtype), *JOINT_KERNELS], size, dtype, CARDS)
+                    add([*common, *NARROW_KERNELS, *JOINT_KERNELS], size, dtype, CARDS)
                 else:
                     add(MAIN_KERNELS, size, dtype, s + 2 * d)
         if s % 2 and not everything:
             # For every second size, of one dtype: the fewest sequences; or two layers at once
             dtype = MAIN_DTYPES[s // 2 % 2]
-            add(_narrow(dtype)[-2:], size, dtype, s)
+            add(NARROW_KERNELS[-2:], size, dtype, s)
             if s % 4 == 3:
                 add(JOINT_KERNELS, size, dtype, s + 1)
     exact_kinds = set()
@@ -388,10 +383,11 @@ def limits(configuration: Configuration) -> dict[str, int]:
     warps = tile["num_warps"]
     exact = configuration.kernel in EXACT_KERNELS
     backward = configuration.kernel.startswith("backward")
-    # A scale for each sequence: the largest number of all warps. Once more, with all of the
-    # exchange, where the scale of two steps before turns out too large.
+    # A scale for each sequence: the largest number of all warps, from a table. Once more, with all
+    # of the exchange, where the scale of two steps before turns out too large.
     scaled = backward and configuration.dtype == "float32"
-    again = scaled and not exact and configuration.hidden_size % 2 == 0
+    roomy = configuration.hidden_size % 2 == 0 or tile["BLOCK_B"] == 2
+    again = scaled and not exact and roomy
     packed, resets = "packed" in configuration.kernel, "resets" in configuration.kernel
     joint = configuration.kernel in JOINT_KERNELS
     # A step exchanges h, or the gradients of four gates: BLOCK_H * BLOCK_B numbers of 16 bits each,
@@ -413,9 +409,9 @@ def limits(configuration: Configuration) -> dict[str, int]:
     return {
         "spills": 0,
         "hgmma + utchmma": 0,
-        # One for each exchange; the scale's maximum over the warps has its own.
-        "bar": 1 + 3 * scaled,
-        "lds + ldsm": reads + 3 * scaled + warps * again,
+        # One for each exchange, and for the table, but for a scale of two steps before
+        "bar": 1 + scaled + again,
+        "lds + ldsm": reads + scaled + again,
         # Packed also where the rows of a later step begin and end; resets of a thread's sequences.
         "ldg": loads
         + 2 * packed
@@ -424,9 +420,9 @@ def limits(configuration: Configuration) -> dict[str, int]:
         + joint,
         # What tells the layer above, every 4 or 16 steps (kernels/progress.py)
         "membar": joint,
-        # The scale's maximum over the lanes of a sequence and then the warps, three steps each, for
-        # each of a thread's sequences, and of what lags for two sequences at once.
-        "shfl": 6 * (scaled * sequences + again * -(-sequences // 2)),
+        # The largest number of the lanes of a sequence and then of the warps, three steps each, two
+        # sequences at once
+        "shfl": (6 * scaled + 3 * again) * -(-sequences // 2),
     }
 
 

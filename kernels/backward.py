@@ -23,6 +23,7 @@ from .exchange import (
     exchange_gates,
     gates_bytes,
     largest_bytes,
+    largest_of_all,
     overflowed,
     read_gates,
     read_largest,
@@ -169,13 +170,13 @@ def layer_backward(
     FLOAT32: tl.constexpr = dtype == tl.float32
     DOT: tl.constexpr = tl.float16 if FLOAT32 else dtype
     FAST: tl.constexpr = not FLOAT32
-    tl.static_assert(BLOCK_B >= 4 or not FLOAT32)  # config.sequences
     SIZE: tl.constexpr = BLOCK_H * BLOCK_B
     # The factors of a step are made a step ahead; of float32 registers are too few for that.
     AHEAD: tl.constexpr = FAST
     # float32's scale is that of two steps before, which takes no part in the chain. Rows that are
-    # aligned to one number only leave no registers for it.
-    LAGGED: tl.constexpr = FLOAT32 and not EXACT and not INTERPRETED and H % 2 == 0
+    # aligned to one number only leave no registers for it, but of two sequences.
+    ROOMY: tl.constexpr = H % 2 == 0 or BLOCK_B == 2
+    LAGGED: tl.constexpr = FLOAT32 and not EXACT and not INTERPRETED and ROOMY
     # Saved steps of 16 bits are read as words of two numbers.
     WORDS: tl.constexpr = SIZE if FLOAT32 or BLOCK_B == 2 else SIZE // 2
     if WORDS < SIZE:
@@ -278,13 +279,13 @@ def layer_backward(
         s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, WORDS)
     BYTES: tl.constexpr = gates_bytes(BLOCK_H, BLOCK_B)
     TABLE: tl.constexpr = largest_bytes(BLOCK_H, BLOCK_B) // 2
-    buffers = shared_memory((2 if EXACT else 1) * BYTES + 2 * TABLE)
-    tables = buffers + BYTES
+    GATES: tl.constexpr = (2 if EXACT else 1) * BYTES
+    buffers = shared_memory(GATES + 2 * TABLE)
+    tables = buffers + GATES
     if LAGGED:
         declare_overflow(infinite)
         given = tl.maximum(tl.abs(dh), tl.abs(dc))
-        write_largest(given, tables + TABLE)
-        scale, inverse_s = power_of_two(tl.max(given, axis=0)[None, :] * ROOM)
+        scale, inverse_s = power_of_two(largest_of_all(given, tables + TABLE) * ROOM)
     period = steps_of_layer(T)
     if done_ptr is not None:
         silent = tl.where(heard, 1, T)
@@ -329,7 +330,8 @@ def layer_backward(
         if LAGGED:
             q_i, q_f, q_g, q_o = di * scale, df * scale, dg * scale, do * scale
         elif FLOAT32:
-            q_i, q_f, q_g, q_o, inverse_s = gates_to_range(di, df, dg, do, 0)
+            largest = largest_of_all(largest_gate(di, df, dg, do), tables)
+            q_i, q_f, q_g, q_o, inverse_s = gates_to_range(di, df, dg, do, largest)
         if EXACT:
             q_i, e_i = split(q_i)
             q_f, e_f = split(q_f)
@@ -351,9 +353,9 @@ def layer_backward(
         if LAGGED:
             # The next step's scale is of the step before this one, which all warps have written
             # by now; before the first step, of the states' gradients.
-            largest = largest_gate(di, df, dg, do)
-            before = read_largest(largest, tables + (s + 1) % 2 * TABLE)
+            before = read_largest(dh, tables + (s + 1) % 2 * TABLE)
             new_scale, new_inverse = power_of_two(before * ROOM)
+            largest = largest_gate(di, df, dg, do)
             write_largest(largest, tables + s % 2 * TABLE)
         # Of the c before, the next step's, here under the product; fenced, or it moves.
         tanh_c = fence(tanh(c, FAST, EXACT))
@@ -365,9 +367,11 @@ def layer_backward(
         if LAGGED:  # noqa: SIM102 (known when the kernel is compiled, the other when it runs)
             if overflowed(dh) > 0:
                 # In all warps: each has a sum over all units of each sequence, or it is for the
-                # weights. Nobody still reads the buffer: the largest number is found by way of a
-                # barrier.
-                q_i, q_f, q_g, q_o, inverse_s = gates_to_range(di, df, dg, do, 0)
+                # weights. After the barrier all have written this step's largest number, and nobody
+                # still reads the buffer.
+                tl.debug_barrier()
+                of_step = read_largest(dh, tables + s % 2 * TABLE)
+                q_i, q_f, q_g, q_o, inverse_s = gates_to_range(di, df, dg, do, of_step)
                 words = exchange_gates(q_i.to(DOT), q_f.to(DOT), q_g.to(DOT), q_o.to(DOT), buffer)
                 dh = gates_product(w, words, BLOCK_H, BLOCK_B, DOT)
         if FLOAT32:

@@ -81,21 +81,18 @@ def room(hidden_size, multiprocessors):
     return multiprocessors * max(1, 4 // tile(hidden_size, 1, 4)["num_warps"])
 
 
-def sequences(hidden_size, batch, itemsize, directions, multiprocessors, joint=False):
+def sequences(hidden_size, batch, directions, multiprocessors, joint=False):
     """Of each tile of one slice: the fewest of 2, 4 and 8 for which there is room.
 
     joint: of two layers at once, which have three programs for each tile. For these there has to
     be room: None if there is not; otherwise 8.
 
     The tensor core multiplies eight in any case, but of fewer each thread has fewer cells, and a
-    step takes less time. Of float32 four at least: its scales are maxima over a sequence's units,
-    which two sequences leave in lanes that do not lie side by side, and there Triton 3.6 reduces
-    over others.
+    step takes less time.
     """
     at_once = room(hidden_size, multiprocessors)
-    fewest = (4,) if itemsize == 4 else (2, 4)
     stages = 3 if joint else directions
-    for block_b in (*fewest, 8):
+    for block_b in (2, 4, 8):
         if stages * (-(-batch // block_b) + TRANSPOSERS) <= at_once:
             return block_b
     return None if joint else 8

@@ -350,8 +350,10 @@ _LARGEST_OF_LANES = tl.constexpr(
 
 @triton.constexpr_function
 def _largest_words(block_b):
-    """Words of a warp: of two sequences each, but of four sequences each of one, twice."""
-    return max(4, block_b // 2)
+    """Words of a warp: of two sequences each, but of fewer than eight each of one, whose largest
+    number is then the larger one of a word.
+    """
+    return block_b if block_b < 8 else block_b // 2
 
 
 @triton.constexpr_function
@@ -370,19 +372,31 @@ def write_largest(x, address):
         WARPS: tl.constexpr = x.shape[0] // 16
         BLOCK_B: tl.constexpr = x.shape[1]
         WORDS: tl.constexpr = _largest_words(BLOCK_B)
-        x_0, x_1 = split_units(x)
-        if BLOCK_B > 4:
-            x_0, x_1 = tl.reshape(tl.maximum(x_0, x_1), (x_0.shape[0], WORDS, 2)).split()
-        x_0, x_1 = tl.reshape(x_0, (WARPS, 8, WORDS)), tl.reshape(x_1, (WARPS, 8, WORDS))
-        warp = tl.arange(0, WARPS)[:, None, None]
-        address += (warp * WORDS + tl.arange(0, WORDS)[None, None, :]) * 4
-        tl.inline_asm_elementwise(
-            "{ .reg .b32 x, y; cvt.rn.bf16x2.f32 x, $3, $2; "
-            + _LARGEST_OF_LANES
-            + " st.shared.b32 [$1], x; mov.b32 $0, 0; }",
-            "=r,r,f,f", [tl.broadcast_to(address, (WARPS, 8, WORDS)), x_0, x_1],
-            dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
+        if BLOCK_B == 2:
+            # One unit a thread, of even number or of odd: a half of the word
+            unit = tl.arange(0, x.shape[0])[:, None]
+            address += unit // 16 * (4 * WORDS) + tl.arange(0, WORDS)[None, :] * 4 + unit % 2 * 2
+            tl.inline_asm_elementwise(
+                "{ .reg .b32 x, y; .reg .b16 half; cvt.rn.bf16x2.f32 x, $2, $2; "
+                + _LARGEST_OF_LANES
+                + " mov.b32 {half, _}, x; st.shared.b16 [$1], half; mov.b32 $0, 0; }",
+                "=r,r,f", [address, x],
+                dtype=tl.int32, is_pure=False, pack=1,
+            )  # fmt: skip
+        else:
+            x_0, x_1 = split_units(x)
+            if BLOCK_B > 4:
+                x_0, x_1 = tl.reshape(tl.maximum(x_0, x_1), (x_0.shape[0], WORDS, 2)).split()
+            x_0, x_1 = tl.reshape(x_0, (WARPS, 8, WORDS)), tl.reshape(x_1, (WARPS, 8, WORDS))
+            warp = tl.arange(0, WARPS)[:, None, None]
+            address += (warp * WORDS + tl.arange(0, WORDS)[None, None, :]) * 4
+            tl.inline_asm_elementwise(
+                "{ .reg .b32 x, y; cvt.rn.bf16x2.f32 x, $3, $2; "
+                + _LARGEST_OF_LANES
+                + " st.shared.b32 [$1], x; mov.b32 $0, 0; }",
+                "=r,r,f,f", [tl.broadcast_to(address, (WARPS, 8, WORDS)), x_0, x_1],
+                dtype=tl.int32, is_pure=False, pack=1,
+            )  # fmt: skip
 
 
 @triton.constexpr_function
@@ -398,7 +412,9 @@ def _read_largest_ptx(warps, words):
 
 @inline
 def read_largest(x, address):
-    """The largest of what all warps wrote, (1, BLOCK_B). x: a tile of those sizes."""
+    """The largest of what all warps wrote, (1, BLOCK_B). x: what this one wrote, or, but in the
+    interpreter, any tile of those sizes.
+    """
     if INTERPRETED:
         return tl.max(x, axis=0)[None, :]
     else:
@@ -413,6 +429,17 @@ def read_largest(x, address):
             return tl.reshape(tl.join(x_0, x_1), (1, BLOCK_B))
         else:
             return tl.maximum(x_0, x_1)
+
+
+@inline
+def largest_of_all(x, address):
+    """The largest number of each sequence among all units: (1, BLOCK_B). x: a tile, none below 0.
+    One barrier. Nobody may still read the table, of largest_bytes / 2.
+    """
+    write_largest(x, address)
+    if not INTERPRETED:
+        tl.debug_barrier()
+    return read_largest(x, address)
 
 
 @inline

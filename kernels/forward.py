@@ -18,6 +18,8 @@ from .cell import take_step
 from .exchange import (
     again,
     exchange_units,
+    largest_bytes,
+    largest_of_all,
     own_units,
     read_units,
     shared_memory,
@@ -49,7 +51,7 @@ from .layout import (
     to_tile,
 )
 from .memory import load_biases, load_gates, save_step
-from .operand import LEAST, REST, load_exact_weights, load_weights, split, to_range
+from .operand import LEAST, REST, load_exact_weights, load_weights, power_of_two, split
 from .progress import steps_of_layer, tell, wait
 from .sliced_forward import lstm_sliced_forward_kernel
 from .slices import launch_slices
@@ -208,7 +210,6 @@ def layer_forward(
     FLOAT32: tl.constexpr = dtype == tl.float32
     DOT: tl.constexpr = tl.float16 if FLOAT32 else dtype
     FAST: tl.constexpr = not FLOAT32
-    tl.static_assert(BLOCK_B >= 4 or not FLOAT32)  # config.sequences
     SIZE: tl.constexpr = BLOCK_H * BLOCK_B
     SAVE: tl.constexpr = steps_ptr is not None
     # How many steps ahead gates are loaded. Of float32 the registers are too few for two, but for
@@ -216,8 +217,8 @@ def layer_forward(
     AHEAD: tl.constexpr = 2 if FAST or (BLOCK_B < 8 and done_ptr is None) else 1
     # The tensor core begins its sum with z, known before h, so that the chain has no addition. Not
     # where it would cut what float32 rounds; and of few sequences, whose halves are added anyway,
-    # only float32, by what the compiler makes of it (bench/variants.md).
-    Z_FIRST: tl.constexpr = not EXACT and (BLOCK_B >= 8 or FLOAT32)
+    # only of float32's four, by what the compiler makes of it (bench/variants.md).
+    Z_FIRST: tl.constexpr = not EXACT and (BLOCK_B >= 8 or (BLOCK_B >= 4 and FLOAT32))
     # Two neighbouring numbers of 16 bits at once, where rows of H are aligned so.
     PAIRS: tl.constexpr = not FLOAT32 and H % 2 == 0 and BLOCK_B >= 4
     GATE: tl.constexpr = H // 2 if PAIRS else H
@@ -305,14 +306,16 @@ def layer_forward(
         x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, 1.0, dtype, BLOCK_H, BLOCK_B, FAST
     )
     scale = 1.0 if EXACT else 1.0 / inverse
-    buffers = shared_memory((2 if EXACT else 1) * units_bytes(BLOCK_H, BLOCK_B))
+    BYTES: tl.constexpr = (2 if EXACT else 1) * units_bytes(BLOCK_H, BLOCK_B)
+    buffers = shared_memory(BYTES + largest_bytes(BLOCK_H, BLOCK_B) // 2)
     if h_0_ptr is not None:
         # h_0 alone may be above 1, even infinite: its product needs a scale of its own, and has
         # infinity times zero, a NaN, in the units above H, which must not reach the others.
         h = tl.load(h_0_ptr + offs_state, mask=mask, other=0.0)
         h = to_tile(h, BLOCK_H, BLOCK_B)
         if FLOAT32:
-            h, inverse_h = to_range(h)
+            scale_h, inverse_h = power_of_two(largest_of_all(tl.abs(h), buffers + BYTES))
+            h = h * scale_h
         if EXACT:
             words, rests = exchange_exact(h, buffers, 0)
             d = exact_product(w, w_rest, words, rests, BLOCK_H, BLOCK_B, DOT)

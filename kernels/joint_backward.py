@@ -14,6 +14,7 @@ from .exchange import (
     exchange_gates,
     gates_bytes,
     largest_bytes,
+    largest_of_all,
     read_largest,
     shared_memory,
     write_largest,
@@ -54,7 +55,7 @@ def multiply_backward(
     grad_gates_ptr += (T - 1) * (4 * step) + (row + sequence) * (4 * H) + unit
     BYTES: tl.constexpr = gates_bytes(BLOCK_H, BLOCK_B)
     TABLE: tl.constexpr = largest_bytes(BLOCK_H, BLOCK_B) // 2
-    buffers = shared_memory(BYTES + 2 * TABLE)
+    buffers = shared_memory(BYTES + 3 * TABLE)
     di = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
     df, dg, do, di_1, df_1, dg_1, do_1 = di, di, di, di, di, di, di
     scale, inverse_s = (
@@ -74,7 +75,9 @@ def multiply_backward(
                 grad_gates_ptr - 4 * step, mask & (s + 1 < T), H, BLOCK_H, BLOCK_B
             )
             if FLOAT32:
-                largest = tl.max(largest_gate(di, df, dg, do), axis=0)[None, :]
+                # In a table of its own: of those below somebody may still read one.
+                largest = largest_gate(di, df, dg, do)
+                largest = largest_of_all(largest, buffers + BYTES + 2 * TABLE)
                 scale, inverse_s = power_of_two(largest)
         buffer, table = buffers + s % 2 * (BYTES // 2), buffers + BYTES + s % 2 * TABLE
         back = inverse

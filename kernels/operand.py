@@ -5,7 +5,7 @@ it has TensorFloat-32's 10 bits of mantissa at half the registers, which is what
 units stay on one multiprocessor. What it lacks is TensorFloat-32's range, so every operand is
 brought into range by a power of two, which rounds nothing, and the product is multiplied back in
 float32: W_hh by one for all (`load_weights`), h_0 and the gates' gradients by one for each
-sequence at each step (`to_range`). |h| < 1 needs none.
+sequence at each step (`power_of_two` of its largest number). |h| < 1 needs none.
 
 EXACT is for float32 products as exact as float32's own. An operand is then two float16 numbers,
 its rounding and the rest (`split`), 22 bits in all, and a product is three, W x + W x_rest +
@@ -92,28 +92,17 @@ def _to_float16(x):
 
 
 @inline
-def to_range(h):
-    """A tile times a power of two for each sequence that brings its largest number to the end of
-    float16's range.
-
-    Returns the tile and the inverse powers, (1, BLOCK_B).
-    """
-    scale, inverse = power_of_two(tl.max(tl.abs(h), axis=0))
-    return h * scale[None, :], inverse[None, :]
-
-
-@inline
 def largest_gate(di, df, dg, do):
     """The largest gradient of each unit's gates: a tile."""
     return tl.maximum(tl.maximum(tl.abs(di), tl.abs(df)), tl.maximum(tl.abs(dg), tl.abs(do)))
 
 
 @inline
-def gates_to_range(di, df, dg, do, UNITS: tl.constexpr):
-    """`to_range` for four tiles that share their powers. UNITS: the dimension of the units.
+def gates_to_range(di, df, dg, do, largest):
+    """The gates' gradients times a power of two for each sequence, and the inverse powers. largest:
+    of each sequence, among all units.
 
     Gradients of a mean loss are about 1e-6: below float16's range without it.
     """
-    largest = largest_gate(di, df, dg, do)
-    scale, inverse = power_of_two(tl.max(largest, axis=UNITS, keep_dims=True))
+    scale, inverse = power_of_two(largest)
     return di * scale, df * scale, dg * scale, do * scale, inverse

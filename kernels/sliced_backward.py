@@ -21,7 +21,7 @@ from .layout import (
     to_operands,
 )
 from .memory import load_saved
-from .operand import gates_to_range, load_weights
+from .operand import gates_to_range, largest_gate, load_weights
 from .slices import (
     from_flat,
     part_offsets,
@@ -184,7 +184,8 @@ def lstm_sliced_backward_kernel(
         dc = f * dc
         q_i, q_f, q_g, q_o = di, df, dg, do
         if FLOAT32:
-            q_i, q_f, q_g, q_o, inverse_s = gates_to_range(di, df, dg, do, 1)
+            largest = tl.max(largest_gate(di, df, dg, do), axis=1, keep_dims=True)
+            q_i, q_f, q_g, q_o, inverse_s = gates_to_range(di, df, dg, do, largest)
         x = slice_operand(q_i.to(DOT), q_f.to(DOT), q_g.to(DOT), q_o.to(DOT), buffers, s, PARTS)
         dh_parts = product(w, x)
         if FLOAT32:

@@ -203,9 +203,10 @@ def plan(
         if refused:
             return refused
     else:
+        given = hidden_size, batch, D, multiprocessors
         if stacked and D == 1 and not exact:
-            joint = 8 if interpret else config.sequences(*sizes, D, multiprocessors, joint=True)
-        block_b = joint or config.sequences(*sizes, D, multiprocessors)
+            joint = 8 if interpret else config.sequences(*given, joint=True)
+        block_b = joint or config.sequences(*given)
         tile = config.tile(*sizes, interpret, exact, block_b)
     tiles = -(-batch // tile["BLOCK_B"])
     slices = config.slices(hidden_size, tile)

@@ -169,4 +169,4 @@ def test_the_table_has_a_line_for_each_case(capsys):
     bounds.main(["--card", "A100"])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert len(lines) == 2 + len([case for case in SHORT if bound(case, A100)])
-    assert "| forward T128 B1 I128 H128 float32 | 0 | 0 | 70 | 70 | chain |" in lines
+    assert "| forward T128 B1 I128 H128 float32 | 0 | 0 | 58 | 58 | chain |" in lines

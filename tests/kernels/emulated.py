@@ -149,6 +149,9 @@ CASES = [
     Case(128, "float32", 90, T=6, B=5, states=False, sudden=True, block_b=4),
     Case(37, "bfloat16", 120, B=3, packed=True, block_b=2),
     Case(128, "bfloat16", 80, B=3, block_b=2),
+    Case(128, "float32", 90, T=4, B=3, D=2, packed=True, block_b=2),
+    Case(37, "float32", 80, T=6, B=3, states=False, sudden=True, block_b=2),
+    Case(24, "float32", 89, T=4, B=3, exact=True, resets=True, block_b=2),
     # Slices that meet, and one step after the other
     Case(256, "bfloat16", 90, T=4),
     # Eight warps, two threads for each number of a tile
@@ -159,6 +162,7 @@ CASES = [
     Case(128, "bfloat16", 90, T=18, B=5, joint=True, block_b=4),
     Case(50, "float16", 80, T=10, B=5, joint=True, block_b=2),
     Case(128, "float32", 80, T=11, B=5, joint=True, block_b=4, resets=True),
+    Case(50, "float32", 86, T=9, B=3, joint=True, block_b=2),
     Case(37, "float32", 90, T=9, joint=True, bias=False, resets=True),
     Case(16, "bfloat16", 120, T=1, joint=True, states=False, resets=True),
     Case(16, "float32", 90, T=70, B=2, joint=True, saved=False, block_b=4),
@@ -170,7 +174,8 @@ EXCHANGES = [
     Case(H, dtype, 90, B=block_b, block_b=block_b)
     for H, dtype, block_b in [
         (128, "bfloat16", 8), (128, "bfloat16", 4), (128, "bfloat16", 2), (64, "float32", 8),
-        (64, "float32", 4), (64, "float16", 2), (32, "bfloat16", 4), (32, "bfloat16", 2),
+        (64, "float32", 4), (64, "float32", 2), (64, "float16", 2), (32, "bfloat16", 4),
+        (32, "bfloat16", 2),
     ]
 ]  # fmt: skip
 

@@ -94,7 +94,6 @@ def test_every_kind_of_tile_is_compiled_and_the_main_sizes_for_every_card():
     exact = wanted(EXACT_KERNELS, ["float32"], config.MAX_EXACT_HIDDEN_SIZE)
     apart = STEP_KERNELS + SLICED_KERNELS
     common = set(KERNELS) - set(EXACT_KERNELS) - set(apart)
-    none = {(f"{kernel}, 2 sequences", "float32") for kernel in MAIN_KERNELS}
 
     compiled = [c for c in configurations() if c.kernel not in apart]
     kinds = {kind(c.kernel, c.hidden_size, c.dtype) for c in compiled}
@@ -108,7 +107,7 @@ def test_every_kind_of_tile_is_compiled_and_the_main_sizes_for_every_card():
     for card in CARDS:
         here = [c for c in everything if c.card == card]
         kinds = {kind(c.kernel, c.hidden_size, c.dtype) for c in here}
-        assert kinds == {k for k in wanted(common) if k[:2] not in none} | exact
+        assert kinds == wanted(common) | exact
     for card in CARDS:
         main = {(c.kernel, c.hidden_size, c.dtype) for c in configurations([card])}
         if card in MAIN_CARDS:
@@ -117,11 +116,10 @@ def test_every_kind_of_tile_is_compiled_and_the_main_sizes_for_every_card():
             assert any(main >= set(product(MAIN_KERNELS, MAIN_SIZES, [d])) for d in MAIN_DTYPES)
     for card in MAIN_CARDS:
         main = {(c.kernel, c.hidden_size, c.dtype) for c in configurations([card])}
-        narrow = set(product(NARROW_KERNELS, MAIN_SIZES, MAIN_DTYPES))
-        assert main >= {n for n in narrow if (n[0], n[2]) not in none}
+        assert main >= set(product(NARROW_KERNELS, MAIN_SIZES, MAIN_DTYPES))
     variants = {(c.kernel, c.dtype) for c in compiled if c.hidden_size in MAIN_SIZES}
     of_main = set(product(common, MAIN_DTYPES)) | set(product(MAIN_KERNELS, ITEMSIZE))
-    assert variants == of_main - none
+    assert variants == of_main
 
 
 def test_every_kind_of_step_is_compiled():
