@@ -1,4 +1,4 @@
-"""The launchers on what Triton compiled, emulated (ptx.py): run as a program, it prints how far off
+"""The launchers on what Triton compiled, emulated (ptx/): run as a program, it prints how far off
 each case is, as JSON.
 
 A program of its own, since under TRITON_INTERPRET nothing can be compiled.

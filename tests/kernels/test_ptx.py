@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from tests.accuracy import CEILING, EXACT_CEILING
-from tests.kernels import ptx
 from tests.kernels.emulated import CASES, EXCHANGES
-from tests.kernels.ptx import PTXError, run
+from tests.kernels.ptx import PTXError, program, run
 
 ROOT = Path(__file__).parents[2]
 CEILINGS = {str(dtype).removeprefix("torch."): ceiling for dtype, ceiling in CEILING.items()}
@@ -277,7 +276,7 @@ def test_threads_part_at_a_branch_and_meet_again():
 
 
 def test_programs_that_wait_for_each_other_take_turns(monkeypatch):
-    monkeypatch.setattr(ptx, "MOST_JUMPS", 100)
+    monkeypatch.setattr(program, "MOST_JUMPS", 100)
     x = words(0)
     body = """
         mov.u32 %r1, %ctaid.x;
