@@ -386,8 +386,7 @@ def limits(configuration: Configuration) -> dict[str, int]:
     # A scale for each sequence: the largest number of all warps, from a table. Once more, with all
     # of the exchange, where the scale of two steps before turns out too large.
     scaled = backward and configuration.dtype == "float32"
-    roomy = configuration.hidden_size % 2 == 0 or tile["BLOCK_B"] == 2
-    again = scaled and not exact and roomy
+    again = scaled and not exact
     packed, resets = "packed" in configuration.kernel, "resets" in configuration.kernel
     joint = configuration.kernel in JOINT_KERNELS
     # A step exchanges h, or the gradients of four gates: BLOCK_H * BLOCK_B numbers of 16 bits each,

@@ -173,10 +173,8 @@ def layer_backward(
     SIZE: tl.constexpr = BLOCK_H * BLOCK_B
     # The factors of a step are made a step ahead; of float32 registers are too few for that.
     AHEAD: tl.constexpr = FAST
-    # float32's scale is that of two steps before, which takes no part in the chain. Rows that are
-    # aligned to one number only leave no registers for it, but of two sequences.
-    ROOMY: tl.constexpr = H % 2 == 0 or BLOCK_B == 2
-    LAGGED: tl.constexpr = FLOAT32 and not EXACT and not INTERPRETED and ROOMY
+    # float32's scale is that of two steps before, which takes no part in the chain.
+    LAGGED: tl.constexpr = FLOAT32 and not EXACT and not INTERPRETED
     # Saved steps of 16 bits are read as words of two numbers.
     WORDS: tl.constexpr = SIZE if FLOAT32 or BLOCK_B == 2 else SIZE // 2
     if WORDS < SIZE:

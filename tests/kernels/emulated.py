@@ -140,6 +140,7 @@ CASES = [
     # Of some steps and sequences float32's scale is too large, and their product is made again.
     Case(128, "float32", 90, T=6, states=False, sudden=True),
     Case(50, "float32", 80, T=6, states=False, sudden=True),
+    Case(101, "float32", 86, T=6, states=False, sudden=True),
     # Tiles of fewer sequences than the tensor core multiplies
     Case(128, "bfloat16", 90, B=5, block_b=4),
     Case(128, "float32", 80, T=4, B=5, D=2, packed=True, block_b=4),
