@@ -114,6 +114,8 @@ STEP_SIZES = (128, 37, 1)
 # thread reads at once, the other kernels, and the other cards, one for each.
 SLICED_SIZES = (256, 512, 1024)
 OTHER_SLICED_SIZES = (129, 190, 257, 510, 513, 1022)
+# Of slices, packed: what leaves the fewest
+MOST_REGISTERS = 512, "float32"
 # Compiled for all of these. The other kernels are the same with stores left out, or with another
 # first address: one card for each dtype, all of them with --all.
 MAIN_KERNELS = ("forward", "backward")
@@ -226,7 +228,10 @@ def configurations(cards=tuple(CARDS), everything=False) -> list[Configuration]:
                 add(SLICED_KERNELS, size, dtype, CARDS)
             elif size in SLICED_SIZES:
                 add(sliced, size, dtype, [MAIN_CARDS[(s + d) % 2]])
-                if d == s:
+                if (size, dtype) == MOST_REGISTERS:
+                    packed = [k for k in SLICED_KERNELS if k.endswith("packed")]
+                    add(packed, size, dtype, MAIN_CARDS)
+                elif d == s:
                     # The other kernels at one size each
                     add(SLICED_KERNELS[2 + s :: len(SLICED_SIZES)], size, dtype, s + 2 * d)
             elif d == s % 3:
@@ -444,9 +449,8 @@ def _slice_limits(configuration: Configuration) -> dict[str, int]:
         "spills": 0,
         "hgmma + utchmma": 0,
         "membar": 0,
-        # Forward adds the warps' sums, and exchanges them twice over; of float32 backward has a
-        # scale for each sequence.
-        "bar": 1 + 2 * (configuration.dtype == "float32") + shared if backward else sequences // 4,
+        # Forward adds the warps' sums, and exchanges them twice over.
+        "bar": 1 + shared if backward else sequences // 4,
         "lds + ldsm": 16 + tile["BLOCK_K"] // tile["num_warps"] // 16 + 2 * shared,
         # Packed also where the rows of a later step begin and end, twice if resets look there too.
         "ldg": words + (6 if backward else 4) * numbers + 2 * packed * (1 + resets) + resets,

@@ -258,7 +258,7 @@ def step_rows(offsets_ptr, step, T, backwards):
     step = tl.minimum(step, T - 1)
     step += backwards * (T - 1 - 2 * step)
     begin = tl.load(offsets_ptr + step)
-    return begin, tl.load(offsets_ptr + step + 1) - begin
+    return begin, tl.load(offsets_ptr + step + 1).to(tl.int32) - begin.to(tl.int32)
 
 
 @inline

@@ -17,7 +17,6 @@ from .layout import (
     pin,
     product,
     rows_in_order,
-    step_rows,
     to_operands,
 )
 from .memory import load_saved
@@ -25,9 +24,11 @@ from .operand import gates_to_range, largest_gate, load_weights
 from .slices import (
     from_flat,
     part_offsets,
+    read_inverse,
     slice_bytes,
     slice_indices,
     slice_operand,
+    slice_rows,
     sum_parts,
     sums_bytes,
     to_flat,
@@ -90,10 +91,9 @@ def lstm_sliced_backward_kernel(
         if D == 2:
             step_z *= 1 - 2 * reverse
     else:
-        begin_row, count = step_rows(offsets_ptr, begin, T, 1 - reverse)
-        begin_1, count_1 = step_rows(offsets_ptr, begin + 1, T, 1 - reverse)
-        begin_2, count_2 = step_rows(offsets_ptr, begin + 2, T, 1 - reverse)
-        _, count_before = step_rows(offsets_ptr, tl.maximum(begin - 1, 0), T, 1 - reverse)
+        begin_row, count = slice_rows(offsets_ptr, begin, T, 1 - reverse)
+        begin_1, count_1 = slice_rows(offsets_ptr, begin + 1, T, 1 - reverse)
+        _, count_before = slice_rows(offsets_ptr, tl.maximum(begin - 1, 0), T, 1 - reverse)
 
     # Blocks of W_hh^T are of different rows, each with all gates.
     block, wr, half, group, unit = operand_indices(PARTS, BLOCK_H, VEC, 4, 4, BLOCKS)
@@ -110,7 +110,7 @@ def lstm_sliced_backward_kernel(
     parts += tl.program_id(2) * SIZE
     own_ptr = exchange_ptr + tl.program_id(2) * (S * SIZE)
     saved = saved * S + tl.program_id(2)
-    offs_b = row + sequence
+    offs_b = row.to(tl.int32) + sequence
     mask = (offs_b < B) & (unit < H)
     offs_h = sequence * (D * H) + unit
     offs_z = sequence * (4 * H) + unit
@@ -140,7 +140,9 @@ def lstm_sliced_backward_kernel(
             grad_output_ptr -= step_h
         else:
             now = mask & (offs_b < count)
-            grad = tl.load(grad_output_ptr + begin_row * (D * H) + offs_h, mask=now, other=0.0)
+            grad = tl.load(
+                grad_output_ptr + begin_row.to(tl.int64) * (D * H) + offs_h, mask=now, other=0.0
+            )
     if resets_ptr is not None:
         cut = load_cuts(resets_ptr, offsets_ptr, begin, T, B, offs_b, 1 - reverse)
         before = tl.maximum(begin - 1, 0)
@@ -182,27 +184,31 @@ def lstm_sliced_backward_kernel(
         dg = k_g * dc
         do = k_o * dh
         dc = f * dc
-        q_i, q_f, q_g, q_o = di, df, dg, do
-        if FLOAT32:
-            largest = tl.max(largest_gate(di, df, dg, do), axis=1, keep_dims=True)
-            q_i, q_f, q_g, q_o, inverse_s = gates_to_range(di, df, dg, do, largest)
-        x = slice_operand(q_i.to(DOT), q_f.to(DOT), q_g.to(DOT), q_o.to(DOT), buffers, s, PARTS)
-        dh_parts = product(w, x)
-        if FLOAT32:
-            dh_parts = dh_parts * tl.reshape(inverse * inverse_s, (1, 1, BLOCK_B))
-        write_words(exchange_ptr + (s + 1) % 2 * exchanged + parts, dh_parts, live, s)
         if resets_ptr is not None:
             dc = clear(cut, dc)
             cut_before = cut
             cut = cut_ahead
+        if offsets_ptr is not None:
+            dc = choose(offs_b < count, dc, dc_after)
+        q_i, q_f, q_g, q_o, inverse_s = di, df, dg, do, None
+        if FLOAT32:
+            largest = tl.max(largest_gate(di, df, dg, do), axis=1, keep_dims=True)
+            largest = tl.broadcast_to(largest, (BLOCK_B, BLOCK_H))
+            q_i, q_f, q_g, q_o, inverse_s = gates_to_range(di, df, dg, do, largest)
+        x = slice_operand(
+            q_i.to(DOT), q_f.to(DOT), q_g.to(DOT), q_o.to(DOT), inverse_s, buffers, s, PARTS
+        )
+        dh_parts = product(w, x)
+        if FLOAT32:
+            dh_parts = dh_parts * (inverse * read_inverse(inverse_s, buffers, s))
+        write_words(exchange_ptr + (s + 1) % 2 * exchanged + parts, dh_parts, live, s)
         z_ptr = grad_gates_ptr
         alive = mask
         if offsets_ptr is None:
             grad_gates_ptr -= step_z
         else:
-            dc = choose(offs_b < count, dc, dc_after)
             alive = mask & (offs_b < count)
-            z_ptr += begin_row * (4 * H)
+            z_ptr += begin_row.to(tl.int64) * (4 * H)
         if grad_output_ptr is not None:
             ahead = mask & (s + 1 < T)
             if offsets_ptr is None:
@@ -210,12 +216,12 @@ def lstm_sliced_backward_kernel(
                 grad_output_ptr -= step_h
             else:
                 ahead &= offs_b < count_1
-                grad_ptr = grad_output_ptr + begin_1 * (D * H)
+                grad_ptr = grad_output_ptr + begin_1.to(tl.int64) * (D * H)
             grad = tl.load(grad_ptr + offs_h, mask=ahead, other=0.0)
         if offsets_ptr is not None:
             count_before = count
-            begin_row, count, begin_1, count_1 = begin_1, count_1, begin_2, count_2
-            begin_2, count_2 = step_rows(offsets_ptr, s + 3, T, 1 - reverse)
+            begin_row, count = begin_1, count_1
+            begin_1, count_1 = slice_rows(offsets_ptr, s + 2, T, 1 - reverse)
         pointers = z_ptr + offs_z
         tl.store(pointers, di.to(dtype), mask=alive)
         tl.store(pointers + H, df.to(dtype), mask=alive)

@@ -15,7 +15,6 @@ from .layout import (
     operand_indices,
     pin,
     rows_in_order,
-    step_rows,
     to_operands,
 )
 from .memory import load_biases, load_gates, save_step
@@ -26,6 +25,7 @@ from .slices import (
     load_h,
     slice_indices,
     slice_product,
+    slice_rows,
     to_flat,
     write_h,
 )
@@ -126,7 +126,7 @@ def lstm_sliced_forward_kernel(
     if offsets_ptr is None:
         gates_ih_ptr += begin * step_z
         output_ptr += begin * step_h
-    offs_b = row + sequence
+    offs_b = row.to(tl.int32) + sequence
     mask = (offs_b < B) & (unit < H)
     offs_z = sequence * (4 * H) + unit
     offs_h = sequence * (D * H) + unit
@@ -153,10 +153,12 @@ def lstm_sliced_forward_kernel(
     if offsets_ptr is None:
         x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask, H)
     else:
-        begin_row, count = step_rows(offsets_ptr, begin, T, reverse)
-        begin_1, count_1 = step_rows(offsets_ptr, begin + 1, T, reverse)
+        begin_row, count = slice_rows(offsets_ptr, begin, T, reverse)
+        begin_1, count_1 = slice_rows(offsets_ptr, begin + 1, T, reverse)
         now = mask & (offs_b < count)
-        x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + begin_row * (4 * H) + offs_z, now, H)
+        x_i, x_f, x_g, x_o = load_gates(
+            gates_ih_ptr + begin_row.to(tl.int64) * (4 * H) + offs_z, now, H
+        )
     for t in range(begin, end):
         z_i, z_f, z_g, z_o = to_sums(x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, FAST)
         if resets_ptr is not None:
@@ -170,11 +172,13 @@ def lstm_sliced_forward_kernel(
         else:
             active = offs_b < count
             alive = mask & (offs_b < count)
-            out_ptr = output_ptr + begin_row * (D * H)
+            out_ptr = output_ptr + begin_row.to(tl.int64) * (D * H)
             ahead = mask & (offs_b < count_1) & (t + 1 < end)
-            x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + begin_1 * (4 * H) + offs_z, ahead, H)
+            x_i, x_f, x_g, x_o = load_gates(
+                gates_ih_ptr + begin_1.to(tl.int64) * (4 * H) + offs_z, ahead, H
+            )
             begin_row, count = begin_1, count_1
-            begin_1, count_1 = step_rows(offsets_ptr, t + 2, T, reverse)
+            begin_1, count_1 = slice_rows(offsets_ptr, t + 2, T, reverse)
         h_all = load_h(
             exchange_ptr + t % 2 * exchanged, live, t, S, BLOCK_K, PARTS, BLOCK_B, DOT,
             states_ptr is None,

@@ -44,7 +44,7 @@ import triton.language as tl
 
 from . import config
 from .launching import launch
-from .layout import INTERPRETED, inline, product, split_words
+from .layout import INTERPRETED, inline, product, split_words, step_rows
 
 # For debugging: how often a word is read in vain before its reader says so and goes on with what is
 # there; 0, which costs nothing, for ever.
@@ -87,6 +87,13 @@ def slice_indices(BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
     """
     unit = tl.program_id(2) * BLOCK_H + tl.arange(0, BLOCK_H)
     return unit[None, :], tl.arange(0, BLOCK_B)[:, None]
+
+
+@inline
+def slice_rows(offsets_ptr, step, T, backwards):
+    """`step_rows` in 32 bits: the gates of more rows of so many units no memory holds."""
+    begin, count = step_rows(offsets_ptr, step, T, backwards)
+    return begin.to(tl.int32), count
 
 
 @inline
@@ -348,7 +355,8 @@ def _sum_halves(z):
     return a + b
 
 
-# Of one sequence: 64 numbers of 16 bits, and what keeps apart in the banks what lanes read.
+# Of one sequence: 64 numbers of 16 bits, and what keeps apart in the banks what lanes read, where
+# the inverse of their scale has room.
 _ROW = tl.constexpr(2 * 64 + 16)
 
 
@@ -359,9 +367,10 @@ def slice_bytes(block_b):
 
 
 @inline
-def slice_operand(di, df, dg, do, buffers, step, PARTS: tl.constexpr):
+def slice_operand(di, df, dg, do, inverse, buffers, step, PARTS: tl.constexpr):
     """Operand B of a slice's backward product: (num_warps, 64, BLOCK_B), the same of every warp, of
     four tiles of 16-bit numbers, gate by gate. One barrier, as in exchange.py, whose memory it is.
+    inverse: what `read_inverse` is to read, a tile with one number for each sequence, or None.
 
     Lane c multiplies units 4 c to 4 c + 3, and reads a pair of them at once, of all gates.
     """
@@ -381,6 +390,14 @@ def slice_operand(di, df, dg, do, buffers, step, PARTS: tl.constexpr):
             "=r,r,h,h,h,h", [buffers + place, di, df, dg, do],
             dtype=tl.int32, is_pure=False, pack=1,
         )  # fmt: skip
+        if inverse is not None:
+            # Of its first unit's thread
+            tl.inline_asm_elementwise(
+                "{ .reg .pred p; setp.eq.s32 p, $3, 0; @p st.shared.b32 [$1], $2; mov.b32 $0, 0; }",
+                "=r,r,f,r",
+                [buffers + tl.arange(0, BLOCK_B)[:, None] * _ROW + 128, inverse, unit],
+                dtype=tl.int32, is_pure=False, pack=1,
+            )  # fmt: skip
         tl.debug_barrier()
         n = tl.arange(0, 64 * J * PARTS)  # j pair w r c
         sequence = n // (64 * PARTS) * 8 + n // 4 % 8
@@ -395,6 +412,21 @@ def slice_operand(di, df, dg, do, buffers, step, PARTS: tl.constexpr):
         e_0, e_1 = split_words(x)
         x = tl.permute(tl.join(e_0, e_1), (0, 1, 2, 3, 4, 7, 5, 6)).to(di.dtype, bitcast=True)
         return tl.reshape(x, (PARTS, 64, BLOCK_B))
+
+
+@inline
+def read_inverse(inverse, buffers, step):
+    """What `slice_operand` was given, as the product has sequences: (1, 1, BLOCK_B)."""
+    BLOCK_B: tl.constexpr = inverse.shape[0]
+    if INTERPRETED:
+        return tl.max(inverse, axis=1)[None, None, :]
+    else:
+        buffers += step % 2 * (BLOCK_B * _ROW) + 128
+        return tl.inline_asm_elementwise(
+            "ld.shared.f32 $0, [$1];", "=f,r",
+            [buffers + tl.arange(0, BLOCK_B)[None, None, :] * _ROW],
+            dtype=tl.float32, is_pure=False, pack=1,
+        )  # fmt: skip
 
 
 @inline

@@ -159,6 +159,8 @@ CASES = [
     Case(530, "float16", 90, T=4, B=3),
     Case(130, "float16", 80, T=4, block_b=16, B=17, D=2, packed=True, resets=True),
     Case(129, "float32", 90, T=3, states=False, at_once=0),
+    Case(530, "float32", 80, T=3, B=2, resets=True),
+    Case(257, "float32", 90, T=3, block_b=16, B=17, D=2, packed=True),
     # Two layers at once, of so many steps that they tell and wait more than once
     Case(128, "bfloat16", 90, T=18, B=5, joint=True, block_b=4),
     Case(50, "float16", 80, T=10, B=5, joint=True, block_b=2),
