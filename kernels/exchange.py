@@ -437,8 +437,7 @@ def largest_of_all(x, address):
     One barrier. Nobody may still read the table, of largest_bytes / 2.
     """
     write_largest(x, address)
-    if not INTERPRETED:
-        tl.debug_barrier()
+    tl.debug_barrier()
     return read_largest(x, address)
 
 

@@ -131,7 +131,7 @@ def test_headlines_say_how_far_from_the_bound_a_case_and_a_step_are():
     step = made | {"name": "cycles", "runs": [run]}
     lines = gpu_suite.headlines([made, step])
     assert any(line.endswith("bound 25 % of ours") for line in lines)
-    assert any("900 cycles, 512 at least" in line for line in lines)
+    assert any("900 cycles, 384 at least" in line for line in lines)
 
 
 def test_slower_means_beyond_five_percent_and_the_noise():
