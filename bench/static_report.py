@@ -114,7 +114,7 @@ STEP_SIZES = (128, 37, 1)
 # thread reads at once, the other kernels, and the other cards, one for each.
 SLICED_SIZES = (256, 512, 1024)
 OTHER_SLICED_SIZES = (129, 190, 257, 510, 513, 1022)
-# Of slices, packed: what leaves the fewest
+# Of packed slices what takes the most: on both main cards
 MOST_REGISTERS = 512, "float32"
 # Compiled for all of these. The other kernels are the same with stores left out, or with another
 # first address: one card for each dtype, all of them with --all.

@@ -276,7 +276,7 @@ def layer_backward(
         steps_ptr -= (T > 1).to(tl.int32) * (5 * WORDS)
         s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, WORDS)
     BYTES: tl.constexpr = gates_bytes(BLOCK_H, BLOCK_B)
-    TABLE: tl.constexpr = largest_bytes(BLOCK_H, BLOCK_B) // 2
+    TABLE: tl.constexpr = largest_bytes(BLOCK_H, BLOCK_B)
     GATES: tl.constexpr = (2 if EXACT else 1) * BYTES
     buffers = shared_memory(GATES + 2 * TABLE)
     tables = buffers + GATES

@@ -358,8 +358,8 @@ def _largest_words(block_b):
 
 @triton.constexpr_function
 def largest_bytes(block_h, block_b):
-    """Two tables of a warp's words each."""
-    return 2 * 4 * (block_h // 16) * _largest_words(block_b)
+    """A table of the words of all warps."""
+    return 4 * (block_h // 16) * _largest_words(block_b)
 
 
 @inline
@@ -434,7 +434,7 @@ def read_largest(x, address):
 @inline
 def largest_of_all(x, address):
     """The largest number of each sequence among all units: (1, BLOCK_B). x: a tile, none below 0.
-    One barrier. Nobody may still read the table, of largest_bytes / 2.
+    One barrier. Nobody may still read the table at address.
     """
     write_largest(x, address)
     tl.debug_barrier()

@@ -19,7 +19,6 @@ from .exchange import (
     again,
     exchange_units,
     largest_bytes,
-    largest_of_all,
     own_units,
     read_units,
     shared_memory,
@@ -51,7 +50,7 @@ from .layout import (
     to_tile,
 )
 from .memory import load_biases, load_gates, save_step
-from .operand import LEAST, REST, load_exact_weights, load_weights, power_of_two, split
+from .operand import LEAST, REST, load_exact_weights, load_weights, split, to_range
 from .progress import steps_of_layer, tell, wait
 from .sliced_forward import lstm_sliced_forward_kernel
 from .slices import launch_slices
@@ -307,15 +306,14 @@ def layer_forward(
     )
     scale = 1.0 if EXACT else 1.0 / inverse
     BYTES: tl.constexpr = (2 if EXACT else 1) * units_bytes(BLOCK_H, BLOCK_B)
-    buffers = shared_memory(BYTES + largest_bytes(BLOCK_H, BLOCK_B) // 2)
+    buffers = shared_memory(BYTES + largest_bytes(BLOCK_H, BLOCK_B))
     if h_0_ptr is not None:
         # h_0 alone may be above 1, even infinite: its product needs a scale of its own, and has
         # infinity times zero, a NaN, in the units above H, which must not reach the others.
         h = tl.load(h_0_ptr + offs_state, mask=mask, other=0.0)
         h = to_tile(h, BLOCK_H, BLOCK_B)
         if FLOAT32:
-            scale_h, inverse_h = power_of_two(largest_of_all(tl.abs(h), buffers + BYTES))
-            h = h * scale_h
+            h, inverse_h = to_range(h, buffers + BYTES)
         if EXACT:
             words, rests = exchange_exact(h, buffers, 0)
             d = exact_product(w, w_rest, words, rests, BLOCK_H, BLOCK_B, DOT)

@@ -54,7 +54,7 @@ def multiply_backward(
     offs = (T - 1) * step + (row + sequence) * H + unit
     grad_gates_ptr += (T - 1) * (4 * step) + (row + sequence) * (4 * H) + unit
     BYTES: tl.constexpr = gates_bytes(BLOCK_H, BLOCK_B)
-    TABLE: tl.constexpr = largest_bytes(BLOCK_H, BLOCK_B) // 2
+    TABLE: tl.constexpr = largest_bytes(BLOCK_H, BLOCK_B)
     buffers = shared_memory(BYTES + 3 * TABLE)
     di = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
     df, dg, do, di_1, df_1, dg_1, do_1 = di, di, di, di, di, di, di

@@ -12,7 +12,6 @@ from . import config
 from .exchange import (
     exchange_units,
     largest_bytes,
-    largest_of_all,
     shared_memory,
     to_operand,
     units_bytes,
@@ -20,7 +19,7 @@ from .exchange import (
 from .forward import TRANSPOSERS, layer_forward, load_matrix, transpose
 from .launching import launch
 from .layout import from_tile, inline, product, tile_indices, to_gates, to_tile
-from .operand import power_of_two
+from .operand import to_range
 from .progress import steps_of_layer, steps_of_product, tell, wait
 
 
@@ -53,7 +52,7 @@ def multiply_forward(
     offs = (row + sequence) * H + unit
     gates_ih_ptr += (row + sequence) * (4 * H) + unit
     BYTES: tl.constexpr = units_bytes(BLOCK_H, BLOCK_B)
-    buffers = shared_memory(BYTES + largest_bytes(BLOCK_H, BLOCK_B) // 2)
+    buffers = shared_memory(BYTES + largest_bytes(BLOCK_H, BLOCK_B))
     x = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
     there, period = 0, steps_of_layer(T)
     for t in range(T):
@@ -67,8 +66,7 @@ def multiply_forward(
         scale = inverse
         if FLOAT32 and mask_ptr is not None:
             # Dropout makes numbers larger than 1, by as much as you like.
-            scale_x, inverse_x = power_of_two(largest_of_all(tl.abs(x), buffers + BYTES))
-            x = x * scale_x
+            x, inverse_x = to_range(x, buffers + BYTES)
             scale = inverse * inverse_x
         words = exchange_units(x.to(DOT), buffers, t)
         offs += step

@@ -5,7 +5,7 @@ it has TensorFloat-32's 10 bits of mantissa at half the registers, which is what
 units stay on one multiprocessor. What it lacks is TensorFloat-32's range, so every operand is
 brought into range by a power of two, which rounds nothing, and the product is multiplied back in
 float32: W_hh by one for all (`load_weights`), h_0 and the gates' gradients by one for each
-sequence at each step (`power_of_two` of its largest number). |h| < 1 needs none.
+sequence at each step (`to_range`, `gates_to_range`). |h| < 1 needs none.
 
 EXACT is for float32 products as exact as float32's own. An operand is then two float16 numbers,
 its rounding and the rest (`split`), 22 bits in all, and a product is three, W x + W x_rest +
@@ -15,6 +15,7 @@ units.
 
 import triton.language as tl
 
+from .exchange import largest_of_all
 from .layout import INTERPRETED, inline, uniform
 
 
@@ -89,6 +90,15 @@ def _to_float16(x):
         return tl.inline_asm_elementwise(
             "cvt.rn.f16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=tl.float16, is_pure=True, pack=2
         )
+
+
+@inline
+def to_range(h, table):
+    """A tile times a power of two for each sequence that brings its largest number to the end of
+    float16's range, and the inverse powers, (1, BLOCK_B). table: as `largest_of_all` has it.
+    """
+    scale, inverse = power_of_two(largest_of_all(tl.abs(h), table))
+    return h * scale, inverse
 
 
 @inline
