@@ -116,13 +116,15 @@ class Case:
 
 
 # Every number of warps and every width of a weight's read, each kernel of sequences, on every card.
+# A case's card makes little difference: where bench/static_report.py compiles the same for one, it
+# is that one, and Triton's cache has it.
 CASES = [
     Case(128, "bfloat16", 90),
     Case(128, "bfloat16", 80, D=2, states=False),
     Case(128, "bfloat16", 120, D=2, packed=True, resets=True),
     Case(128, "float16", 80, bias=False),
-    Case(128, "float32", 90, D=2),
-    Case(128, "float32", 80, saved=False),
+    Case(128, "float32", 86, D=2),
+    Case(128, "float32", 86, saved=False),
     Case(101, "bfloat16", 100, resets=True),
     Case(50, "float16", 86, packed=True),
     Case(37, "float16", 90, D=2, packed=True),
@@ -130,13 +132,13 @@ CASES = [
     Case(24, "bfloat16", 90, T=1, B=3, block_b=2),
     Case(24, "float32", 86, D=2, packed=True),
     Case(16, "float16", 90, B=5, resets=True, block_b=4),
-    Case(1, "bfloat16", 80, B=3),
-    Case(64, "float32", 90, exact=True),
+    Case(1, "bfloat16", 89, B=3),
+    Case(64, "float32", 89, exact=True),
     Case(37, "float32", 80, exact=True, D=2, packed=True),
     Case(16, "float32", 120, exact=True, resets=True),
     # Some warps scale their weights and others do not: their branches part.
-    Case(37, "float32", 90, large=True),
-    Case(50, "float32", 80, large=True, exact=True),
+    Case(37, "float32", 86, large=True),
+    Case(50, "float32", 90, large=True, exact=True),
     # Of some steps and sequences float32's scale is too large, and their product is made again.
     Case(128, "float32", 90, T=6, states=False, sudden=True),
     Case(50, "float32", 80, T=6, states=False, sudden=True),
@@ -154,9 +156,9 @@ CASES = [
     Case(37, "float32", 80, T=6, B=3, states=False, sudden=True, block_b=2),
     Case(24, "float32", 89, T=4, B=3, exact=True, resets=True, block_b=2),
     # Slices that meet, and one step after the other
-    Case(256, "bfloat16", 90, T=4),
+    Case(256, "bfloat16", 80, T=4),
     # Eight warps, two threads for each number of a tile
-    Case(530, "float16", 90, T=4, B=3),
+    Case(513, "float16", 86, T=4, B=3),
     Case(130, "float16", 80, T=4, block_b=16, B=17, D=2, packed=True, resets=True),
     Case(129, "float32", 90, T=3, states=False, at_once=0),
     Case(530, "float32", 80, T=3, B=2, resets=True),
