@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from .layout import INTERPRETED, inline
-from .slices import SPIN_LIMIT
+from .words import SPIN_LIMIT
 
 
 @inline

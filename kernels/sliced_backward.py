@@ -23,17 +23,14 @@ from .memory import load_saved
 from .operand import gates_to_range, largest_gate, load_weights
 from .slices import (
     from_flat,
-    part_offsets,
     read_inverse,
     slice_bytes,
     slice_indices,
     slice_operand,
     slice_rows,
-    sum_parts,
-    sums_bytes,
     to_flat,
-    write_words,
 )
+from .words import part_offsets, sum_parts, sums_bytes, write_words
 
 
 @triton.jit(

@@ -19,16 +19,8 @@ from .layout import (
 )
 from .memory import load_biases, load_gates, save_step
 from .operand import LEAST, load_weights
-from .slices import (
-    from_flat,
-    h_offsets,
-    load_h,
-    slice_indices,
-    slice_product,
-    slice_rows,
-    to_flat,
-    write_h,
-)
+from .slices import from_flat, slice_indices, slice_product, slice_rows, to_flat
+from .words import h_offsets, load_h, write_h
 
 
 @inline

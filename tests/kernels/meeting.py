@@ -6,7 +6,7 @@ import threading
 
 import triton.language as tl
 
-from lstm.kernels import sliced_backward, sliced_forward, slices
+from lstm.kernels import sliced_backward, sliced_forward, words
 
 
 class Stuck(Exception):
@@ -111,11 +111,11 @@ def side_by_side(monkeypatch, seed=0):
         return written
 
     monkeypatch.setattr(GridExecutor, "__init__", __init__)
-    monkeypatch.setattr(slices, "_spin", spin)
+    monkeypatch.setattr(words, "_spin", spin)
     for kernel, name in ((sliced_forward, "write_h"), (sliced_backward, "write_words")):
-        monkeypatch.setattr(kernel, name, after_others(getattr(slices, name)))
+        monkeypatch.setattr(kernel, name, after_others(getattr(words, name)))
 
 
 def _stale(pointers, t):
     """Whether a word is not the one that step t reads."""
-    return bool(slices._stale(tl.load(pointers, volatile=True), t).handle.data.any())
+    return bool(words._stale(tl.load(pointers, volatile=True), t).handle.data.any())

@@ -1,4 +1,4 @@
-"""The exchange of slices (kernels/slices.py) in every order that a few programs can take, and the
+"""The exchange of slices (kernels/words.py) in every order that a few programs can take, and the
 PTX of its reads, which the interpreter never runs.
 
 A search through all states of a model. Its threads write and read words as the kernels do; what
@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import triton.language as tl
 
-from lstm.kernels import slices
-from lstm.kernels.slices import tag
+from lstm.kernels.words import _read_four, _sum, tag
 
 
 @dataclass(frozen=True)
@@ -280,7 +279,7 @@ def text(function, *args):
 @pytest.mark.parametrize("count", [9, 16, 64])
 def test_the_ptx_of_a_sum_waits_for_every_tag_and_adds_in_order(count):
     numbers = np.random.default_rng(0).standard_normal(count)
-    words, ptx = tagged(numbers, 2), text(slices._sum, count, 512)
+    words, ptx = tagged(numbers, 2), text(_sum, count, 512)
     stale = [dict(zip(range(64, 64 + 512 * count, 512), tagged(numbers, 2), strict=True))]
     for n in range(count):
         stale.append(stale[0] | {64 + 512 * n: tagged([7.0], n % 2)[0]})
@@ -311,7 +310,7 @@ def test_the_ptx_of_four_numbers_waits_for_every_tag_and_takes_them_away(count, 
     pointers = {f"${2 * count + j}": 128 * j for j in range(count)}
     run = type("Run", (PTX,), {"later": iter([*stale[1:], good])})
     given = pointers | {f"${3 * count}": np.uint32(0x40004000)}
-    done = run(text(slices._read_four, count, dtype), given, stale[0])
+    done = run(text(_read_four, count, dtype), given, stale[0])
     assert done.turns == 4 * count + 1
     for j, pair in product(range(count), range(2)):
         low, high = (numbers[written[128 * j + 4 * pair + n]] for n in (0, 2))
