@@ -217,8 +217,13 @@ def mnist(run):
     """bench/train_mnist.py --compare, once a seed; the first one compiles the kernels."""
     options = []
     if run.rehearse:
-        small = {"epochs": 1, "train-images": 300, "test-images": 100, "batch-size": 30}
-        small["hidden"] = 32
+        small = {
+            "epochs": 1,
+            "train-images": 300,
+            "test-images": 100,
+            "batch-size": 30,
+            "hidden": 32,
+        }
         options = [f"--{name}={value}" for name, value in small.items()]
     for seed in SEEDS[: 1 if run.rehearse else None]:
         command = "bench/train_mnist.py", "--compare", "--seed", seed, *options

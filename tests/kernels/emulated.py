@@ -158,7 +158,7 @@ CASES = [
     # Slices that meet, and one step after the other
     Case(256, "bfloat16", 80, T=4),
     # Eight warps, two threads for each number of a tile
-    Case(513, "float16", 86, T=4, B=3),
+    Case(530, "float16", 90, T=4, B=3),
     Case(130, "float16", 80, T=4, block_b=16, B=17, D=2, packed=True, resets=True),
     Case(129, "float32", 90, T=3, states=False, at_once=0),
     Case(530, "float32", 80, T=3, B=2, resets=True),
