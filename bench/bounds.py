@@ -21,7 +21,7 @@ import torch
 
 from bench import cases
 from lstm.kernels import config
-from lstm.plan import plan, two_at_once
+from lstm.plan import joinable, plan
 
 # Of a multiprocessor, in each cycle: special functions (CUDA programming guide, arithmetic
 # instructions); bytes of shared memory and the first cache, which are one (32 banks of four).
@@ -172,7 +172,7 @@ def _planned(case, card):
     """The plan of a case's layers on a card."""
     return plan(
         case.H, case.B, getattr(torch, case.dtype), card.capability,
-        multiprocessors=card.multiprocessors, stacked=two_at_once(case.T, case.num_layers, 0),
+        multiprocessors=card.multiprocessors, layers=joinable(case.T, case.num_layers, 0),
     )  # fmt: skip
 
 
@@ -198,16 +198,15 @@ def _launches(case, card, p):
         return Launch(rows * width * 4 * H * (size // 2) / rate, sum(numbers) * size / bandwidth)
 
     def steps(layers, backward=False):
-        """Of one layer, or of two at once and the product between them."""
+        """Of one layer, or of several at once and the products between them."""
         between = layers - 1
         numbers = layers * (gates + states + saved) + between * (gates + states)
         cycles = turns * case.T * step_cycles(tile, case.dtype, card, backward, together)
         products = (layers + between) * rows * H * 4 * H
         return Launch(products / rate, numbers * size / bandwidth, cycles / card.clock)
 
-    at_once = 2 if p.joint else 1
-    for first in range(0, L, at_once):
-        widths = [H if layer else case.I for layer in range(first, min(first + at_once, L))]
+    for first in range(0, L, p.layers):
+        widths = [H if layer else case.I for layer in range(first, min(first + p.layers, L))]
         of_input = product(widths[0], rows * widths[0], gates)
         yield of_input
         yield steps(len(widths))

@@ -94,6 +94,7 @@ CELL = layers(CELL_MODES, [(1, 1, 128), (1, 64, 128)], ["float32"]) + layers(
 MODULE = [
     *(Case(mode, 28, 100, 28, 128, 2) for mode in SEQUENCE),
     *layers(SEQUENCE, [(128, 64, 64), (128, 64, 256)], ["bfloat16"], 2),
+    *layers(SEQUENCE, [(128, 16, 128)], ["float32"], 4),
 ]
 MNIST = [Case("mnist step", 28, 100, 28, 128, 2, dtype) for dtype in DTYPES]
 

@@ -1,8 +1,9 @@
 """Static figures of a compiled kernel: what its time loop holds, read without a GPU.
 
 Triton ships NVIDIA's cuobjdump and nvdisasm. The first states a kernel's registers and stack, the
-second lists its machine instructions (SASS). The time loop is the largest loop among them; of two
-layers at once there is another, the product between them, in which only spills are looked for.
+second lists its machine instructions (SASS). The time loop is the largest loop among them; of
+several layers at once there is another, the product between them, in which only spills are looked
+for.
 """
 
 import re

@@ -59,8 +59,8 @@ KERNELS = {
     "backward, 2 sequences": (lstm_backward_kernel, 1, ("offsets_ptr",)),
     "forward, exact": (lstm_forward_kernel, 1, ("offsets_ptr",)),
     "backward, exact": (lstm_backward_kernel, 1, ("offsets_ptr",)),
-    "forward, joint": (lstm_joint_forward_kernel, 1, ("mask_ptr",)),
-    "backward, joint": (lstm_joint_backward_kernel, 1, ("mask_ptr",)),
+    "forward, joint": (lstm_joint_forward_kernel, 1, ("mask_ptrs",)),
+    "backward, joint": (lstm_joint_backward_kernel, 1, ("mask_ptrs",)),
     "forward, sliced": (lstm_sliced_forward_kernel, 1, ("offsets_ptr",)),
     "backward, sliced": (lstm_sliced_backward_kernel, 1, ("offsets_ptr",)),
     "forward, sliced wide": (lstm_sliced_forward_kernel, 1, ("offsets_ptr",)),
@@ -78,8 +78,8 @@ SLICED_KERNELS = tuple(name for name in KERNELS if "sliced" in name)
 # Of slices, tiles of sixteen sequences; of one slice, tiles of fewer than eight
 WIDE_KERNELS = tuple(name for name in KERNELS if name.endswith("wide"))
 NARROW_KERNELS = tuple(name for name in KERNELS if name.endswith(" sequences"))
-# Two layers at once, of four sequences a tile
-JOINT_KERNELS = tuple(name for name in KERNELS if name.endswith("joint"))
+# Several layers at once, as many as most have, of four sequences a tile
+JOINT_KERNELS, JOINT_LAYERS = tuple(name for name in KERNELS if name.endswith("joint")), 2
 # float32 with TF32 switched off, and no other dtype
 EXACT_KERNELS = ("forward, exact", "backward, exact")
 # No time loop: their figures are of the loop over the inputs, or of the whole kernel.
@@ -207,7 +207,7 @@ def configurations(cards=tuple(CARDS), everything=False) -> list[Configuration]:
                 else:
                     add(MAIN_KERNELS, size, dtype, s + 2 * d)
         if s % 2 and not everything:
-            # For every second size, of one dtype: the fewest sequences; or two layers at once
+            # For every second size, of one dtype: the fewest sequences; or layers at once
             dtype = MAIN_DTYPES[s // 2 % 2]
             add(NARROW_KERNELS[-2:], size, dtype, s)
             if s % 4 == 3:
@@ -267,25 +267,20 @@ def compile_configuration(configuration: Configuration, target: GPUTarget | None
     size = configuration.hidden_size
     constants = {"H": size, "D": directions} if kernel.params[names.index("H")].is_constexpr else {}
     constants = {name: value for name, value in constants.items() if name in names}
-    constants |= sizes | dict.fromkeys(absent)
     # Slices that meet carry no states from launch to launch.
     lacking = ["states_ptr"] + ["resets_ptr"] * ("resets" not in configuration.kernel)
     if configuration.kernel not in JOINT_KERNELS + STEP_KERNELS and not config.bias_parts(tile):
         lacking.append("grad_bias_ptr")
-    constants |= {name: None for name in lacking if name in names}
+    constants |= sizes | {name: None for name in (*absent, *lacking) if name in names}
+    pointers = [param for param in kernel.params if param.name.endswith(("_ptr", "_ptrs"))]
     # The numbers that a launch looks at: whether they are 1, or divisible by 16.
     numbers = [
         param.name
         for param in kernel.params
-        if not param.do_not_specialize
-        and not param.name.endswith("_ptr")
-        and param.name not in constants
+        if not param.do_not_specialize and param not in pointers and param.name not in constants
     ]
     if size == 1:
         constants |= dict.fromkeys(numbers, 1)
-    pointers = [name for name in names if name.endswith("_ptr") and name not in constants]
-    signature = dict.fromkeys(names, "i32")
-    signature |= dict.fromkeys(pointers, POINTERS[configuration.dtype])
     own = {
         "offsets_ptr": "*i64",
         "resets_ptr": "*u8",
@@ -293,19 +288,28 @@ def compile_configuration(configuration: Configuration, target: GPUTarget | None
         "done_ptr": "*i32",
         "grad_bias_ptr": "*fp32",
     }
-    signature |= {name: own[name] for name in own if name in names}
-    signature |= dict.fromkeys(constants, "constexpr")
-    aligned = [
-        param.name
-        for param in kernel.params
-        if param.name in pointers and not param.do_not_specialize_on_alignment
-    ]
-    aligned += numbers if size % 16 == 0 else []
+    signature, constexprs, aligned = {}, {}, []
+    for n, param in enumerate(kernel.params):
+        name, paths, kind = param.name, [(n,)], "i32"
+        if param in pointers:
+            kind = own.get(name, POINTERS[configuration.dtype])
+        if name in constants:
+            kind = "constexpr"
+        if name.endswith("_ptrs"):
+            # One of each layer, or between any two of them
+            count = JOINT_LAYERS - (name in ("mask_ptrs", "weight_ih_ptrs"))
+            paths = [(n, k) for k in range(count)]
+        signature[name] = kind if len(paths[0]) == 1 else (kind,) * len(paths)
+        by_16 = size % 16 == 0 if name in numbers else param in pointers
+        if name in constants:
+            constexprs |= dict.fromkeys(paths, constants[name])
+        elif by_16 and not param.do_not_specialize_on_alignment:
+            aligned += paths
     source = ASTSource(
         fn=kernel,
         signature=signature,
-        constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+        constexprs=constexprs,
+        attrs={path: [["tt.divisibility", 16]] for path in aligned},
     )
     return triton.compile(source, target, options)
 
@@ -407,8 +411,8 @@ def limits(configuration: Configuration) -> dict[str, int]:
     # Backward reads i, f, g, o and c, 16 bytes at once, and one tile: grad_output.
     saved = -(-numbers * ITEMSIZE[configuration.dtype] // 16)
     loads = 5 * saved + accesses if backward else 4 * accesses
-    # Of two layers at once the larger loop may be that of backward's product: a step's gates, read
-    # two steps ahead, and those of two steps where it begins anew.
+    # Of several layers at once the larger loop may be that of backward's product: a step's gates,
+    # read two steps ahead, and those of two steps where it begins anew.
     loads = max(loads, 12 * accesses) if joint and backward else loads
     return {
         "spills": 0,

@@ -1,4 +1,4 @@
-"""Two layers as one module."""
+"""Several layers as one module."""
 
 from bench.cases import MODULE, MODULE_GRID
 

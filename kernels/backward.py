@@ -155,16 +155,16 @@ def load_matrices(
 def layer_backward(
     w, inverse, infinite, steps_ptr, weight_hh_t_ptr, grad_output_ptr, grad_h_n_ptr,
     grad_c_n_ptr, offsets_ptr, resets_ptr, grad_gates_ptr, grad_h_0_ptr, grad_c_0_ptr,
-    grad_bias_ptr, ready_ptr, there, done_ptr,
+    grad_bias_ptr, ready_ptr, there, done_ptr, heard,
     tile, tiles, layer, T, B, H: tl.constexpr, D: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """What a program of lstm_backward_kernel does, whose docstring has the arguments.
 
     w, inverse, infinite: W_hh^T as `load_matrices` has it, None where it is to be loaded.
-    tile: which, of tiles. ready, done: None; or, of one of two layers at once, the counters of the
-    steps of grad_output that are there, of which `there` are known to be, and of its own
-    (progress.py), both from the last step on.
+    tile: which, of tiles. ready, done: None; or, of one of several layers at once, the counters of
+    the steps of grad_output that are there, of which `there` are known to be, and of its own, both
+    from the last step on; heard: whether somebody waits for these (progress.py).
     """
     dtype: tl.constexpr = grad_gates_ptr.dtype.element_ty
     FLOAT32: tl.constexpr = dtype == tl.float32
@@ -179,9 +179,6 @@ def layer_backward(
     WORDS: tl.constexpr = SIZE if FLOAT32 or BLOCK_B == 2 else SIZE // 2
     if WORDS < SIZE:
         steps_ptr = steps_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
-    if ready_ptr is not None:
-        # Nobody waits for the layer that waits itself.
-        heard = there > 0
     row = tile * BLOCK_B
     state = (layer.to(tl.int64) * D * B + row) * H
     saved = tile
@@ -461,7 +458,7 @@ def lstm_backward_kernel(
     layer_backward(
         None, None, 0, steps_ptr, weight_hh_t_ptr, grad_output_ptr, grad_h_n_ptr,
         grad_c_n_ptr, offsets_ptr, resets_ptr, grad_gates_ptr, grad_h_0_ptr, grad_c_0_ptr,
-        grad_bias_ptr, None, None, None,
+        grad_bias_ptr, None, None, None, None,
         tl.program_id(0).to(tl.int64), tl.num_programs(0), layer, T, B, H, D,
         BLOCK_H, BLOCK_B, VEC, EXACT,
     )  # fmt: skip

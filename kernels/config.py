@@ -6,6 +6,9 @@ MAX_EXACT_HIDDEN_SIZE = 64
 # Slices of 16 units, with 128 columns of W_hh a warp: eight warps.
 MAX_HIDDEN_SIZE = 1024
 
+# Of a launch. Each number of layers is compiled for itself, and has arguments of its own.
+MAX_LAYERS_AT_ONCE = 8
+
 # Programs of forward, besides those of the tiles, that transpose W_hh of a direction: one a gate.
 TRANSPOSERS = 4
 
@@ -70,7 +73,7 @@ def bias_parts(tile, interpreted=False):
 
 
 def joint_tile(tile):
-    """What a program of two layers at once works on: a `tile` of one slice, never EXACT."""
+    """What a program of several layers at once works on: a `tile` of one slice, never EXACT."""
     return {name: value for name, value in tile.items() if name != "EXACT"}
 
 
@@ -81,21 +84,35 @@ def room(hidden_size, multiprocessors):
     return multiprocessors * max(1, 4 // tile(hidden_size, 1, 4)["num_warps"])
 
 
-def sequences(hidden_size, batch, directions, multiprocessors, joint=False):
-    """Of each tile of one slice: the fewest of 2, 4 and 8 for which there is room.
-
-    joint: of two layers at once, which have three programs for each tile. For these there has to
-    be room: None if there is not; otherwise 8.
+def sequences(hidden_size, batch, programs, multiprocessors):
+    """Of each tile of one slice: the fewest of 2, 4 and 8 for which there is room; None if there is
+    not. programs: of a tile, in both directions, or `stages` of several layers at once.
 
     The tensor core multiplies eight in any case, but of fewer each thread has fewer cells, and a
     step takes less time.
     """
     at_once = room(hidden_size, multiprocessors)
-    stages = 3 if joint else directions
     for block_b in (2, 4, 8):
-        if stages * (-(-batch // block_b) + TRANSPOSERS) <= at_once:
+        if programs * (-(-batch // block_b) + TRANSPOSERS) <= at_once:
             return block_b
-    return None if joint else 8
+    return None
+
+
+def stages(layers):
+    """Programs of a tile of so many layers at once: of each, and of the product between any two."""
+    return 2 * layers - 1
+
+
+def layers_at_once(hidden_size, batch, layers, multiprocessors):
+    """How many of them a launch takes, so that there are as few launches as there is room for; 1 if
+    there is none for two.
+    """
+    # Each launch takes all steps anew, which costs more than more sequences a tile do (estimated).
+    for launches in range(-(-layers // MAX_LAYERS_AT_ONCE), layers):
+        together = -(-layers // launches)
+        if sequences(hidden_size, batch, stages(together), multiprocessors):
+            return together
+    return 1
 
 
 def capacity(batch, hidden_size, interpreted=False):

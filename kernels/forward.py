@@ -195,15 +195,16 @@ def load_exact_matrix(
 @inline
 def layer_forward(
     w, inverse, gates_ih_ptr, bias_ih_ptr, bias_hh_ptr, weight_hh_ptr, h_0_ptr, c_0_ptr,
-    offsets_ptr, resets_ptr, output_ptr, h_n_ptr, c_n_ptr, steps_ptr, ready_ptr, there, done_ptr,
-    tile, tiles, layer, T, B, H: tl.constexpr, D: tl.constexpr,
+    offsets_ptr, resets_ptr, output_ptr, h_n_ptr, c_n_ptr, steps_ptr,
+    ready_ptr, there, done_ptr, heard, tile, tiles, layer, T, B, H: tl.constexpr, D: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """What a program of lstm_forward_kernel does, whose docstring has the arguments.
 
     w, inverse: W_hh as `load_matrix` has it, None where it is to be loaded from weight_hh. tile:
-    which, of tiles. ready, done: None; or, of one of two layers at once, the counters of the steps
-    of gates_ih that are there, of which `there` are known to be, and of its own (progress.py).
+    which, of tiles. ready, done: None; or, of one of several layers at once, the counters of the
+    steps of gates_ih that are there, of which `there` are known to be, and of its own; heard:
+    whether somebody waits for these (progress.py).
     """
     dtype: tl.constexpr = output_ptr.dtype.element_ty
     FLOAT32: tl.constexpr = dtype == tl.float32
@@ -283,8 +284,6 @@ def layer_forward(
     active = None
     alive = mask
     if ready_ptr is not None:
-        # Nobody waits for the layer that waits itself.
-        heard = there > 0
         there = wait(ready_ptr, there, tl.minimum(1 + AHEAD, T))
     if offsets_ptr is None:
         x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask_z, GATE)
@@ -480,7 +479,7 @@ def lstm_forward_kernel(
             return
     layer_forward(
         None, None, gates_ih_ptr, bias_ih_ptr, bias_hh_ptr, weight_hh_ptr, h_0_ptr, c_0_ptr,
-        offsets_ptr, resets_ptr, output_ptr, h_n_ptr, c_n_ptr, steps_ptr, None, None, None,
+        offsets_ptr, resets_ptr, output_ptr, h_n_ptr, c_n_ptr, steps_ptr, None, None, None, None,
         tile, tiles, layer, T, B, H, D, BLOCK_H, BLOCK_B, VEC, EXACT,
     )  # fmt: skip
 

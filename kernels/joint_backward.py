@@ -1,8 +1,9 @@
-"""Backward of two layers at once: the lower one some steps behind the upper (progress.py).
+"""Backward of several layers at once, each some steps behind the one above (progress.py).
 
-For each tile of sequences there are three programs. Two are those of backward.py, a layer each; the
-third multiplies the gates' gradients of each step of the upper layer with W_ih^T of that layer,
-which it holds in registers as they hold W_hh^T, and writes the lower layer's grad_output.
+For each tile of sequences there is a program for every layer, that of backward.py, and one between
+any two. That one multiplies the gates' gradients of each step of the upper layer with W_ih^T of
+that layer, which it holds in registers as the others hold W_hh^T, and writes the lower layer's
+grad_output.
 """
 
 import triton
@@ -23,7 +24,7 @@ from .launching import launch
 from .layout import from_tile, inline, tile_indices, to_tile
 from .memory import load_gates
 from .operand import largest_gate, power_of_two
-from .progress import steps_of_layer, steps_of_product, tell, wait
+from .progress import of_layer, steps_of_layer, steps_of_product, tell, wait
 
 
 @inline
@@ -119,58 +120,64 @@ def multiply_backward(
     ],
 )
 def lstm_joint_backward_kernel(
-    steps_ptr, weight_hh_t_ptr, grad_output_ptr, grad_gates_ptr,
-    mask_ptr, steps_1_ptr, weight_hh_1_t_ptr, grad_output_1_ptr, grad_gates_1_ptr,
+    steps_ptrs, weight_hh_t_ptrs, grad_output_ptrs, grad_gates_ptrs, mask_ptrs,
     grad_h_n_ptr, grad_c_n_ptr, resets_ptr, grad_h_0_ptr, grad_c_0_ptr, grad_bias_ptr, done_ptr,
     layer, T, B, H: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
-    """The whole sequence of one tile of BLOCK_B sequences in two layers, `layer` and the next, last
+    """The whole sequence of one tile of BLOCK_B sequences in several layers from `layer` on, last
     step first.
 
-    Shapes: as lstm_backward_kernel has them for one direction, nothing packed, of the upper layer
-        those with a 1; grad_output, of the lower one, is written here; weight_hh_1_t, mask and done
-        as lstm_joint_forward_kernel has them, done in the order upper layer, product, lower layer.
-    Numerics: as lstm_backward_kernel has them. The product with W_ih is as that with W_hh.
+    Shapes: as lstm_backward_kernel has them for one direction, nothing packed. What ends in ptrs is
+        a tuple as lstm_joint_forward_kernel has it, from the lowest layer on: the last layer's
+        grad_output is given, the others are written here; weight_hh_t, mask and done as there, done
+        from the highest layer down.
+    Numerics: as lstm_backward_kernel has them. A product with W_ih is as that with W_hh.
     """
     stage = tl.program_id(1)
+    # Which of the layers; of a product, the one it is of
+    number = (tl.num_programs(1) - stage) // 2
+    multiplies = stage % 2 == 1
     tile = tl.program_id(0).to(tl.int64)
     tiles = tl.num_programs(0)
-    done_ptr += tile
+    # Of the first stage nobody reads it.
+    ready_ptr = done_ptr + (stage - 1) * tiles + tile
+    done_ptr += stage * tiles + tile
+    grad_gates_ptr = of_layer(grad_gates_ptrs, number)
     dtype: tl.constexpr = grad_gates_ptr.dtype.element_ty
     DOT: tl.constexpr = tl.float16 if dtype == tl.float32 else dtype
-    upper = stage == 0
-    weight_t_ptr = tl.where(upper, weight_hh_1_t_ptr, weight_hh_t_ptr)
-    weight_t_ptr = tl.where(stage == 1, weight_hh_1_t_ptr + 4 * H * H, weight_t_ptr)
+    weight_t_ptr = of_layer(weight_hh_t_ptrs, number) + tl.where(multiplies, 4 * H * H, 0)
     w, inverse, infinite = load_matrices(weight_t_ptr, DOT, H, BLOCK_H, BLOCK_B, VEC)
-    if stage == 1:
+    if multiplies:
         multiply_backward(
-            w, inverse, grad_gates_1_ptr, mask_ptr, grad_output_ptr, done_ptr,
-            done_ptr + tiles, tile, T, B, H, BLOCK_H, BLOCK_B,
+            w, inverse, grad_gates_ptr, of_layer(mask_ptrs, number - 1),
+            of_layer(grad_output_ptrs, number - 1), ready_ptr, done_ptr, tile, T, B,
+            H, BLOCK_H, BLOCK_B,
         )  # fmt: skip
         return
     layer_backward(
-        w, inverse, infinite, tl.where(upper, steps_1_ptr, steps_ptr), None,
-        tl.where(upper, grad_output_1_ptr, grad_output_ptr), grad_h_n_ptr, grad_c_n_ptr, None,
-        resets_ptr, tl.where(upper, grad_gates_1_ptr, grad_gates_ptr), grad_h_0_ptr, grad_c_0_ptr,
-        grad_bias_ptr,
-        done_ptr + tiles, tl.where(upper, T, 0), done_ptr + stage * tiles,
-        tile, tiles, layer + upper.to(tl.int32), T, B, H, 1, BLOCK_H, BLOCK_B, VEC, False,
+        w, inverse, infinite, of_layer(steps_ptrs, number), None,
+        of_layer(grad_output_ptrs, number), grad_h_n_ptr, grad_c_n_ptr, None, resets_ptr,
+        grad_gates_ptr, grad_h_0_ptr, grad_c_0_ptr, grad_bias_ptr,
+        ready_ptr, tl.where(stage == 0, T, 0), done_ptr, stage + 1 < tl.num_programs(1),
+        tile, tiles, layer + number, T, B, H, 1, BLOCK_H, BLOCK_B, VEC, False,
     )  # fmt: skip
 
 
 def lstm_joint_backward(
-    lower, upper, mask, grad_h_n, grad_c_n, grad_h_0, grad_c_0, grad_bias, done, layer, T, B, tile,
-    resets=None,
+    steps, weight_hh_t, grad_output, grad_gates, masks, grad_h_n, grad_c_n, grad_h_0, grad_c_0,
+    grad_bias, done, layer, T, B, tile, resets=None,
 ):  # fmt: skip
     """Launch lstm_joint_backward_kernel, whose docstring has the shapes.
 
-    lower, upper: steps, weight_hh_t, grad_output and grad_gates of a layer; tile: as forward had
-    it.
+    Of steps, weight_hh_t, grad_output and grad_gates one of each layer, from the lowest on; masks:
+    of each but the lowest, or None for none; tile: as forward had it.
     """
-    H = lower[1].shape[-1] // 4
+    layers, H = len(steps), weight_hh_t[0].shape[-1] // 4
+    masks = masks or (layers - 1) * (None,)
     launch(
-        lstm_joint_backward_kernel, (-(-B // tile["BLOCK_B"]), 3, 1),
-        *lower, mask, *upper, grad_h_n, grad_c_n, resets, grad_h_0, grad_c_0, grad_bias, done,
+        lstm_joint_backward_kernel, (-(-B // tile["BLOCK_B"]), config.stages(layers), 1),
+        *map(tuple, (steps, weight_hh_t, grad_output, grad_gates, masks)),
+        grad_h_n, grad_c_n, resets, grad_h_0, grad_c_0, grad_bias, done,
         layer, T, B, H, **config.joint_tile(tile), launch_cooperative_grid=True,
     )  # fmt: skip

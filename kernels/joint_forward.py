@@ -1,8 +1,8 @@
-"""Forward of two layers at once: the upper one some steps behind the lower (progress.py).
+"""Forward of several layers at once, each some steps behind the one below (progress.py).
 
-For each tile of sequences there are three programs. Two are those of forward.py, a layer each; the
-third multiplies each h of the lower layer with W_ih of the upper, which it holds in registers as
-they hold W_hh, and writes gates_ih of the upper.
+For each tile of sequences there is a program for every layer, that of forward.py, and one between
+any two. That one multiplies each h of the lower layer with W_ih of the upper, which it holds in
+registers as the others hold W_hh, and writes gates_ih of the upper.
 """
 
 import triton
@@ -20,7 +20,7 @@ from .forward import TRANSPOSERS, layer_forward, load_matrix, transpose
 from .launching import launch
 from .layout import from_tile, inline, product, tile_indices, to_gates, to_tile
 from .operand import to_range
-from .progress import steps_of_layer, steps_of_product, tell, wait
+from .progress import of_layer, steps_of_layer, steps_of_product, tell, wait
 
 
 @inline
@@ -87,10 +87,8 @@ def multiply_forward(
 @triton.jit(
     do_not_specialize=["layer", "T", "B"],
     do_not_specialize_on_alignment=[
-        "bias_ih_ptr",
-        "bias_hh_ptr",
-        "bias_ih_1_ptr",
-        "bias_hh_1_ptr",
+        "bias_ih_ptrs",
+        "bias_hh_ptrs",
         "h_0_ptr",
         "c_0_ptr",
         "resets_ptr",
@@ -100,74 +98,77 @@ def multiply_forward(
     ],
 )
 def lstm_joint_forward_kernel(
-    gates_ih_ptr, bias_ih_ptr, bias_hh_ptr, weight_hh_ptr, output_ptr, steps_ptr, weight_hh_t_ptr,
-    mask_ptr, weight_ih_1_ptr,
-    gates_ih_1_ptr, bias_ih_1_ptr, bias_hh_1_ptr, weight_hh_1_ptr, output_1_ptr, steps_1_ptr,
-    weight_hh_1_t_ptr,
+    gates_ih_ptrs, bias_ih_ptrs, bias_hh_ptrs, weight_hh_ptrs, output_ptrs, steps_ptrs,
+    weight_hh_t_ptrs, weight_ih_ptrs, mask_ptrs,
     h_0_ptr, c_0_ptr, resets_ptr, h_n_ptr, c_n_ptr, done_ptr,
     layer, T, B, H: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
-    """The whole sequence of one tile of BLOCK_B sequences, in two layers, `layer` and the next.
+    """The whole sequence of one tile of BLOCK_B sequences, in several layers from `layer` on.
 
-    Shapes: as lstm_forward_kernel has them for one direction, nothing packed, of the upper layer
-        those with a 1, whose gates_ih are written here; weight_ih_1 (4, H, H), W_ih of the upper
-        layer; weight_hh_1_t (2, H, 4, H), for W_ih of that layer, too; mask (T, B, H) what
-        multiplies its input, None for ones; done (3, tiles), int32, first zeros: the steps that
-        lower layer, product and upper layer have written.
-    Numerics: as lstm_forward_kernel has them. The upper layer's product is as that of W_hh, so of
+    Shapes: as lstm_forward_kernel has them for one direction, nothing packed. What ends in ptrs is
+        a tuple, one of each layer: the first layer's gates_ih is given, the others are written
+        here. Of all but the first: weight_ih (4, H, H); mask (T, B, H) what multiplies the input,
+        Nones for ones; and room in weight_hh_t, (2, H, 4, H), for W_ih transposed, too. done
+        (stages, tiles), int32, first zeros: the steps that first layer, product, second layer,
+        product and so on have written.
+    Numerics: as lstm_forward_kernel has them. A product with W_ih is as that with W_hh, so of
         float32 in float16's mantissa, which is TensorFloat-32's.
     """
     stage = tl.program_id(1)
+    # Which of the layers; of a product, the one it is for
+    number = (stage + 1) // 2
+    multiplies = stage % 2 == 1
     tile = tl.program_id(0).to(tl.int64)
     tiles = tl.num_programs(0)
-    upper = stage == 2
-    weight_ptr = tl.where(upper, weight_hh_1_ptr, weight_hh_ptr)
-    weight_ptr = tl.where(stage == 1, weight_ih_1_ptr, weight_ptr)
-    if weight_hh_t_ptr is not None:
+    weight_ptr = of_layer(weight_hh_ptrs, number)
+    weight_ptr = tl.where(multiplies, of_layer(weight_ih_ptrs, number - 1), weight_ptr)
+    if weight_hh_t_ptrs[0] is not None:
         tiles -= TRANSPOSERS
         if tile >= tiles:
-            weight_t_ptr = tl.where(upper, weight_hh_1_t_ptr, weight_hh_t_ptr)
-            weight_t_ptr = tl.where(stage == 1, weight_hh_1_t_ptr + 4 * H * H, weight_t_ptr)
+            weight_t_ptr = of_layer(weight_hh_t_ptrs, number)
+            weight_t_ptr += tl.where(multiplies, 4 * H * H, 0)
             transpose(weight_ptr, weight_t_ptr, tile - tiles, H, BLOCK_H)
             return
-    done_ptr += tile
-    dtype: tl.constexpr = output_ptr.dtype.element_ty
+    # Of the first stage nobody reads it.
+    ready_ptr = done_ptr + (stage - 1) * tiles + tile
+    done_ptr += stage * tiles + tile
+    gates_ih_ptr = of_layer(gates_ih_ptrs, number)
+    dtype: tl.constexpr = gates_ih_ptr.dtype.element_ty
     FLOAT32: tl.constexpr = dtype == tl.float32
     DOT: tl.constexpr = tl.float16 if FLOAT32 else dtype
-    half = None if FLOAT32 else tl.where(stage == 1, 1.0, 0.5)
+    half = None if FLOAT32 else tl.where(multiplies, 1.0, 0.5)
     w, inverse = load_matrix(weight_ptr, half, DOT, H, BLOCK_H, BLOCK_B, VEC)
-    if stage == 1:
+    if multiplies:
         multiply_forward(
-            w, inverse, output_ptr, mask_ptr, gates_ih_1_ptr, done_ptr, done_ptr + tiles,
-            tile, T, B, H, BLOCK_H, BLOCK_B,
+            w, inverse, of_layer(output_ptrs, number - 1), of_layer(mask_ptrs, number - 1),
+            gates_ih_ptr, ready_ptr, done_ptr, tile, T, B, H, BLOCK_H, BLOCK_B,
         )  # fmt: skip
         return
-    if bias_ih_ptr is not None:
-        bias_ih_ptr = tl.where(upper, bias_ih_1_ptr, bias_ih_ptr)
-        bias_hh_ptr = tl.where(upper, bias_hh_1_ptr, bias_hh_ptr)
-    if steps_ptr is not None:
-        steps_ptr = tl.where(upper, steps_1_ptr, steps_ptr)
     layer_forward(
-        w, inverse, tl.where(upper, gates_ih_1_ptr, gates_ih_ptr), bias_ih_ptr, bias_hh_ptr, None,
-        h_0_ptr, c_0_ptr, None, resets_ptr, tl.where(upper, output_1_ptr, output_ptr), h_n_ptr,
-        c_n_ptr, steps_ptr, done_ptr + tiles, tl.where(upper, 0, T), done_ptr + stage * tiles,
-        tile, tiles, layer + upper.to(tl.int32), T, B, H, 1, BLOCK_H, BLOCK_B, VEC, False,
+        w, inverse, gates_ih_ptr, of_layer(bias_ih_ptrs, number), of_layer(bias_hh_ptrs, number),
+        None, h_0_ptr, c_0_ptr, None, resets_ptr, of_layer(output_ptrs, number), h_n_ptr, c_n_ptr,
+        of_layer(steps_ptrs, number),
+        ready_ptr, tl.where(stage == 0, T, 0), done_ptr, stage + 1 < tl.num_programs(1),
+        tile, tiles, layer + number, T, B, H, 1, BLOCK_H, BLOCK_B, VEC, False,
     )  # fmt: skip
 
 
 def lstm_joint_forward(
-    lower, upper, mask, weight_ih, h_0, c_0, h_n, c_n, done, layer, T, B, tile, resets=None
+    layers, weight_ih, masks, h_0, c_0, h_n, c_n, done, layer, T, B, tile, resets=None
 ):
     """Launch lstm_joint_forward_kernel, whose docstring has the shapes.
 
-    lower, upper: gates_ih, bias_ih, bias_hh, weight_hh, output, steps and weight_hh_t of a layer;
-    weight_ih: of the upper; tile: config.tile(...).
+    layers: of each, from the lowest on, gates_ih, bias_ih, bias_hh, weight_hh, output, steps and
+    weight_hh_t; weight_ih, masks: of each but the lowest, masks None for none; tile:
+    config.tile(...).
     """
     H, tiles = c_n.shape[-1], -(-B // tile["BLOCK_B"])
-    extra = 0 if lower[-1] is None else config.TRANSPOSERS
+    masks = masks or (len(layers) - 1) * (None,)
+    extra = 0 if layers[0][-1] is None else config.TRANSPOSERS
     launch(
-        lstm_joint_forward_kernel, (tiles + extra, 3, 1),
-        *lower, mask, weight_ih, *upper, h_0, c_0, resets, h_n, c_n, done,
+        lstm_joint_forward_kernel, (tiles + extra, config.stages(len(layers)), 1),
+        *zip(*layers, strict=True), tuple(weight_ih), tuple(masks),
+        h_0, c_0, resets, h_n, c_n, done,
         layer, T, B, H, **config.joint_tile(tile), launch_cooperative_grid=True,
     )  # fmt: skip

@@ -5,6 +5,8 @@ is None, what it is divisible by. Most of a launch's Python is that. What it fou
 the next launch, which asks only what may have changed.
 """
 
+from itertools import chain
+
 from triton import JITFunction
 
 _versions = {}
@@ -13,9 +15,9 @@ _versions = {}
 def launch(kernel, grid, *arguments, **keywords):
     """kernel[grid](*arguments, **keywords), in half the time once it is compiled.
 
-    Args: kernel: its pointers come first, all of the dtype of the first or always of the same, then
-        the numbers with do_not_specialize; grid: three numbers. The current device is that of the
-        arguments.
+    Args: kernel: its pointers come first, or tuples of them, all of the dtype of the first or
+        always of the same, then the numbers with do_not_specialize; grid: three numbers. The
+        current device is that of the arguments.
     """
     if isinstance(kernel, JITFunction):
         versions = _versions.get(kernel.fn)
@@ -33,7 +35,8 @@ class Versions:
         self.kernel = kernel
         self.compiled = {}
         self.names = kernel.arg_names
-        self.pointers = sum(name.endswith("_ptr") for name in self.names)
+        self.tuples = sum(name.endswith("_ptrs") for name in self.names)
+        self.pointers = self.tuples + sum(name.endswith("_ptr") for name in self.names)
         # Then come those numbers at which Triton is told not to look.
         ignored = [param.do_not_specialize for param in kernel.params[self.pointers :]]
         self.looked_at = self.pointers + sum(ignored)
@@ -60,11 +63,12 @@ class Versions:
         """What the compiled kernel depends on: the same only for arguments between which Triton
         makes no difference. arguments: as `whole` has them; options: the compiler's, at least.
         """
-        first = arguments[0]
+        pointers = [*chain(*arguments[: self.tuples]), *arguments[self.tuples : self.pointers]]
+        first = pointers[0]
         return (
             first.get_device(),
             first.dtype,
-            *[None if x is None else x.data_ptr() % 16 for x in arguments[: self.pointers]],
+            *[None if x is None else x.data_ptr() % 16 for x in pointers],
             # Of these it does ask whether they are None, or of more than 32 bits.
             *[x is None or x >> 31 for x in arguments[self.pointers : self.looked_at]],
             *arguments[self.looked_at :],

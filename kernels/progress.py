@@ -1,10 +1,10 @@
-"""How far a program has come, told to another one of the same launch: two layers at once.
+"""How far a program has come, told to another one of the same launch: several layers at once.
 
-The layer above needs a step only after the one below has taken it, so both can run side by side,
-some steps apart (joint_forward.py, joint_backward.py). What passes between them lies in memory in
-any case: h of each step and its product, in backward the gates' gradients and their product.
-Besides it each program that others wait for has a counter, of the steps it has written, which
-starts at 0.
+A layer needs a step only after the one below has taken it, so they can run side by side, each some
+steps behind the one before (joint_forward.py, joint_backward.py). What passes between them lies in
+memory in any case: h of each step and its product, in backward the gates' gradients and their
+product. Besides it each program that others wait for has a counter, of the steps it has written,
+which starts at 0.
 
 A counter says so with release, which waits until all that the program has written is seen by the
 others, hundreds of cycles; so it is told a few steps at a time. Its reader asks with acquire,
@@ -37,6 +37,16 @@ def steps_of_layer(T):
 def steps_of_product():
     """The same of the product between two layers, which has time to spare."""
     return 4
+
+
+@inline
+def of_layer(pointers, number):
+    """That of a layer, out of a tuple of all layers' pointers to one thing; None of none."""
+    pointer = pointers[0]
+    if pointer is not None:
+        for n in tl.static_range(1, len(pointers)):
+            pointer = tl.where(number == n, pointers[n], pointer)
+    return pointer
 
 
 @inline
@@ -80,7 +90,7 @@ def _spin(ready_ptr, known, needed):
     while (known < needed) & (spins < SPIN_LIMIT):
         spins, known = spins + 1, _ask(ready_ptr)
     if known < needed:
-        tl.device_print("fused_lstm: waited in vain for the other layer's steps, of which", needed)
+        tl.device_print("fused_lstm: waited in vain for another layer's steps, of which", needed)
     return known
 
 

@@ -162,12 +162,12 @@ def _forward(call, input, masks, resets, h_0, c_0, weights, saved):
     # Packed sequences begin at different steps, the kernel's h is not projected, and slices
     # exchange what is below 1.
     folded = h_0 is not None and (packing or projected or call.sliced)
-    (done,) = new_counters(call, input, 1)
-    x, lower = input, None
+    (done,) = new_counters(call.counters, input, 1)
+    x, group = input, []
     for layer in range(L):
         directions = call.weights(weights, layer)
-        # Of two layers at once the kernel multiplies for the upper.
-        if lower:
+        # Of several layers at once the kernel multiplies for all but the first.
+        if group:
             gates_ih = input.new_empty(T * B, 4 * H)
         else:
             gates_ih = _gates_ih(x.reshape(-1, x.shape[-1]), directions)
@@ -185,16 +185,16 @@ def _forward(call, input, masks, resets, h_0, c_0, weights, saved):
             hidden = output if hidden is None else hidden
         biases = _stack(directions, 2), _stack(directions, 3)
         own = gates_ih, *biases, _recurrent(directions), hidden, steps, weight_hh_t
-        if lower:
-            kernels().joint_forward.lstm_joint_forward(
-                lower, own, contiguous(masks[layer - 1]) if masks else None,
-                directions[0].weight_ih.contiguous(), h_0, c_0, h_n, c_n, done[layer // 2],
-                layer - 1, T, B, call.tile, flags,
-            )  # fmt: skip
-            lower = None
-        elif call.joint and layer < L - 1:
-            lower = own
+        group.append(own)
+        if layer < L - 1 and len(group) < call.layers:
             continue
+        if len(group) > 1:
+            first = layer + 1 - len(group)
+            weight_ih = [call.weights(weights, n)[0].weight_ih for n in range(first + 1, layer + 1)]
+            kernels().joint_forward.lstm_joint_forward(
+                group, map(contiguous, weight_ih), _between(masks, first, layer), h_0, c_0,
+                h_n, c_n, done[layer // call.layers], first, T, B, call.tile, flags,
+            )  # fmt: skip
         else:
             kernels().forward.lstm_forward(
                 *own, None if folded else h_0, c_0, last, c_n, layer, D, T, B, call.tile,
@@ -206,6 +206,7 @@ def _forward(call, input, masks, resets, h_0, c_0, weights, saved):
                 weight_hr_t = of_direction.weight_hr.t()
                 torch.mm(_one(hidden, n, D), weight_hr_t, out=_one(output, n, D))
                 torch.mm(last[layer * D + n], weight_hr_t, out=h_n[layer * D + n])
+        group = []
         x = output * masks[layer] if masks and layer < L - 1 else output
     return x, h_n, c_n
 
@@ -213,7 +214,6 @@ def _forward(call, input, masks, resets, h_0, c_0, weights, saved):
 def _backward(call, input, grads, masks, resets, saved, h_0, c_0, weights, needs):
     L, D, H, P, packing, projected = call.L, call.D, call.H, call.P, call.packing, call.projected
     needs_input, needs_h_0, needs_c_0, *needs_weights = needs
-    needs_states = needs_h_0 or needs_c_0
     *rows, _ = input.shape
     T, B = (packing.T, packing.B) if packing else rows
     h_0, _, flags = _states(h_0, None, resets, D)
@@ -223,9 +223,12 @@ def _backward(call, input, grads, masks, resets, saved, h_0, c_0, weights, needs
     grad_c_0 = input.new_empty(L * D, B, H) if needs_c_0 else None
     grad_weights = [None] * len(weights)
     biases, bias_parts = room_for_biases(call, input) if call.bias else (None, None)
-    dz_lower = None
-    (done,) = new_counters(call, input, 1)
-    for layer in reversed(range(L)):
+    all_layers = needs_input or needs_h_0 or needs_c_0 or True not in needs_weights
+    lowest = 0 if all_layers else needs_weights.index(True) // (D * call.size)
+    # Of several layers at once, those below
+    below = []
+    (done,) = new_counters(call.counters, input, 1)
+    for layer in reversed(range(lowest, L)):
         directions, first = call.weights(weights, layer), layer * D
         # Those of the layer's weights, and of one of its directions
         at, step = first * call.size, call.size
@@ -233,7 +236,6 @@ def _backward(call, input, grads, masks, resets, saved, h_0, c_0, weights, needs
         hidden = output if hidden is None else hidden
         if weight_hh_t is None:
             weight_hh_t = _recurrent(directions).view(D, 4 * H, H).transpose(1, 2).contiguous()
-        below = needs_input or needs_states or any(needs_weights[:at])
         grad_hidden = grad_output
         if projected:
             # The kernel's h is what W_hr projects, and it had no h_0.
@@ -243,14 +245,14 @@ def _backward(call, input, grads, masks, resets, saved, h_0, c_0, weights, needs
                 grad_output = _with_last(grad_output, grad_h_n[first : first + D], packing)
             grad_output = grad_output.contiguous()
             grad_hidden = _grad_unprojected(grad_output, directions)
-        if dz_lower is not None:
-            grad_gates, dz_lower = dz_lower, None
-        elif call.joint and layer % 2 and below:
-            mask = contiguous(masks[layer - 1]) if masks else None
-            dz_lower, grad_gates = joint_backward(
-                call, saved[layer * SAVED - 2 : layer * SAVED], (steps, weight_hh_t), mask,
+        if below:
+            grad_gates = below.pop()
+        elif (bottom := max(lowest, layer // call.layers * call.layers)) < layer:
+            kept = saved[bottom * SAVED : (layer + 1) * SAVED]
+            *below, grad_gates = joint_backward(
+                call, kept[2::SAVED], kept[3::SAVED], _between(masks, bottom, layer),
                 aligned(grad_hidden), grad_h_n, grad_c_n, grad_h_0, grad_c_0, bias_parts,
-                done[layer // 2], layer - 1, T, B, flags,
+                done[layer // call.layers], bottom, T, B, flags,
             )  # fmt: skip
         else:
             grad_gates = input.new_empty(D * math.prod(rows), 4 * H)
@@ -283,10 +285,8 @@ def _backward(call, input, grads, masks, resets, saved, h_0, c_0, weights, needs
                 n, packing, resets, needs_weights[of_this],
             )  # fmt: skip
         grad_output = None
-        if not below:
-            break
-        # Of two layers at once the kernel multiplied.
-        if dz_lower is None and (layer > 0 or needs_input):
+        # Of several layers at once the kernel multiplied.
+        if not below and (layer > lowest or needs_input):
             grad_output = grad_gates[0] @ directions[0].weight_ih
             if D == 2:
                 grad_output = grad_output.addmm_(grad_gates[1], directions[1].weight_ih)
@@ -301,6 +301,11 @@ def _backward(call, input, grads, masks, resets, saved, h_0, c_0, weights, needs
         for x in (grad_h_0, grad_c_0):
             _cut_first(x, resets, D, in_place=True)
     return grad_output, grad_h_0, grad_c_0, *grad_weights
+
+
+def _between(masks, first, last):
+    """The dropout masks between these layers, as the kernels take them."""
+    return masks and [*map(contiguous, masks[first:last])]
 
 
 def _with_last(grad_output, grad_h_n, packing):

@@ -221,8 +221,8 @@ class LSTM(RNNBase):
                 if plan.path == "fused":
                     return plan
         # Packed, as many steps as there are: 0 here
-        stacked = plans.two_at_once(T, self.num_layers, self.proj_size)
-        return plans.plan_on(x.device, H, B, dtype, precision, self.bidirectional, stacked)
+        layers = plans.joinable(T, self.num_layers, self.proj_size)
+        return plans.plan_on(x.device, H, B, dtype, precision, self.bidirectional, layers)
 
     def _steps_and_batch(self, input):
         """Steps, 0 of packed ones, which are as many as there are, and sequences, 0 where nobody

@@ -162,8 +162,8 @@ def _plan_call(plan, weights, count, D, B):
 def _call(input, weights, count, D, precision):
     """How a call runs on the kernels; None if it does not."""
     (T, B, _), (H, P) = input.shape, _sizes(weights)
-    stacked = plans.two_at_once(T, count // D, P != H)
-    plan = plans.plan_on(input.device, H, B, input.dtype, precision, D == 2, stacked)
+    layers = plans.joinable(T, count // D, P != H)
+    plan = plans.plan_on(input.device, H, B, input.dtype, precision, D == 2, layers)
     if plan.path == "torch":
         return None
     return _plan_call(plan, weights, count, D, B)
@@ -205,8 +205,9 @@ def _clear_rest(call, saved, B):
     for first in range(0, len(saved or ()), layer.SAVED) if held < room else ():
         steps = saved[first + 2]
         steps[steps.numel() // room * held :].zero_()
-    for matrices in (saved or ())[layer.SAVED - 1 :: layer.SAVED]:
-        if matrices is not None and not call.joint:
+    # W_ih is transposed for the layers that are not the first of a launch.
+    for matrices in (saved or ())[layer.SAVED - 1 :: layer.SAVED * call.layers]:
+        if matrices is not None:
             matrices[call.D :].zero_()
 
 

@@ -33,18 +33,17 @@ def aligned(x):
 
 
 def num_transposed(D, layer):
-    """Matrices of a layer that forward transposes: W_hh of each direction; and W_ih of what may be
-    the upper of two layers at once, second.
+    """Matrices of a layer that forward transposes: W_hh of each direction; and W_ih of what may not
+    be the lowest of several layers at once, second.
     """
-    return 2 if D == 2 or layer % 2 else 1
+    return 2 if D == 2 or layer > 0 else 1
 
 
-def new_counters(call, like, passes):
-    """Of each pass the counters of all pairs of layers at once, before the first step
-    (kernels/progress.py); None of other layers.
+def new_counters(sizes, like, passes):
+    """Of each pass the counters of all launches of several layers at once, before the first step
+    (kernels/progress.py); None where there are none. sizes: of a pass, `counters` of its call.
     """
-    sizes = passes, call.L // 2, 3, call.grid[0]
-    return like.new_zeros(sizes, dtype=torch.int32) if call.joint else (None,) * passes
+    return like.new_zeros(passes, *sizes, dtype=torch.int32) if sizes else (None,) * passes
 
 
 def captured(x):
@@ -53,20 +52,21 @@ def captured(x):
 
 
 def joint_backward(
-    call, lower, upper, mask, grad_output, grad_h_n, grad_c_n, grad_h_0, grad_c_0, bias_parts, done,
-    layer, T, B, resets=None,
+    call, steps, weight_hh_t, masks, grad_output, grad_h_n, grad_c_n, grad_h_0, grad_c_0,
+    bias_parts, done, layer, T, B, resets=None,
 ):  # fmt: skip
-    """Gradients of the gates' sums of two layers, `layer` and the next, at once. lower, upper:
-    steps and weight_hh_t of each; grad_output: of the upper, None for zeros.
+    """Gradients of the gates' sums of several layers at once, from `layer` on. steps, weight_hh_t:
+    of each; grad_output: of the last, None for zeros.
     """
-    steps, H = lower[0], call.H
-    grad_lower, dz_lower, dz_upper = (steps.new_empty(T * B, n * H) for n in (1, 4, 4))
-    grad_upper = steps.new_zeros(T * B, H) if grad_output is None else grad_output
+    # Not parts of one tensor: kernels are compiled for what is aligned, as every tensor begins.
+    grad_gates = [x.new_empty(T * B, 4 * call.H) for x in steps]
+    grad_outputs = [x.new_empty(T * B, call.H) for x in steps[1:]]
+    grad_outputs.append(steps[0].new_zeros(T * B, call.H) if grad_output is None else grad_output)
     kernels().joint_backward.lstm_joint_backward(
-        (*lower, grad_lower, dz_lower), (*upper, grad_upper, dz_upper), mask, grad_h_n, grad_c_n,
-        grad_h_0, grad_c_0, bias_parts, done, layer, T, B, call.tile, resets,
+        steps, weight_hh_t, grad_outputs, grad_gates, masks, grad_h_n, grad_c_n, grad_h_0, grad_c_0,
+        bias_parts, done, layer, T, B, call.tile, resets,
     )  # fmt: skip
-    return dz_lower, dz_upper
+    return grad_gates
 
 
 def room_for_biases(call, like):

@@ -58,28 +58,31 @@ def _forward(call, input, weights):
     L, H, numbers, tile, (T, B, I) = call.L, call.H, call.numbers, call.tile, input.shape
     h_n, c_n = input.new_empty(L, B, H), input.new_empty(L, B, H)
     x = input.reshape(T * B, I)
-    saved, lower = [x], None
+    saved, group = [x], []
     # Of both passes at once: a launch less.
-    done, done_backward = new_counters(call, x, 2)
+    done, done_backward = new_counters(call.counters, x, 2)
     for layer in range(L):
         weight_ih, weight_hh, *biases = weights[4 * layer : 4 * layer + 4]
-        # Of two layers at once the kernel multiplies for the upper.
-        gates_ih = x.new_empty(T * B, 4 * H) if lower else F.linear(x, weight_ih)
+        # Of several layers at once the kernel multiplies for all but the first.
+        gates_ih = x.new_empty(T * B, 4 * H) if group else F.linear(x, weight_ih)
         x = input.new_empty(T, B, H) if layer == L - 1 else input.new_empty(T * B, H)
         steps = input.new_empty((1 + 5 * T) * numbers)
         weight_hh_t = input.new_empty(num_transposed(1, layer), H, 4 * H)
         saved += (steps, weight_hh_t, x)
-        own = gates_ih, *map(Tensor.contiguous, (*biases, weight_hh)), x, steps, weight_hh_t
-        if lower:
-            kernels().joint_forward.lstm_joint_forward(
-                lower, own, None, weight_ih.contiguous(), None, None, h_n, c_n, done[layer // 2],
-                layer - 1, T, B, tile,
-            )  # fmt: skip
-            lower = None
-        elif call.joint and layer < L - 1:
-            lower = own
+        group.append(
+            (gates_ih, *map(Tensor.contiguous, (*biases, weight_hh)), x, steps, weight_hh_t)
+        )
+        if layer < L - 1 and len(group) < call.layers:
+            continue
+        if len(group) == 1:
+            kernels().forward.lstm_forward(*group.pop(), None, None, h_n, c_n, layer, 1, T, B, tile)
         else:
-            kernels().forward.lstm_forward(*own, None, None, h_n, c_n, layer, 1, T, B, tile)
+            first = layer + 1 - len(group)
+            kernels().joint_forward.lstm_joint_forward(
+                group, map(Tensor.contiguous, weights[4 * first + 4 : 4 * layer + 4 : 4]), None,
+                None, None, h_n, c_n, done[layer // call.layers], first, T, B, tile,
+            )  # fmt: skip
+            group = []
     return (x, h_n, c_n), saved, done_backward
 
 
@@ -93,20 +96,21 @@ def _backward(call, input, grads, saved, weights, needs, done):
     grad = aligned(grad)
     if grad_h_n is not None or grad_c_n is not None:
         grad_h_n, grad_c_n = contiguous(grad_h_n), contiguous(grad_c_n)
-    h, grad_weights, dz_lower = saved[-1].view(T * B, H), [None] * len(weights), None
+    saved, grad_weights = (*saved[:-1], saved[-1].view(T * B, H)), [None] * len(weights)
+    # Of several layers at once, those below
+    lowest, below = 0 if needs_input else needs.index(True) // 4, []
     biases, bias_parts = room_for_biases(call, input)
-    if call.joint and (done is None or captured(input)):
-        (done,) = new_counters(call, input, 1)
-    for layer in range(L - 1, -1, -1):
-        x, *own = saved[3 * layer : 3 * layer + 3]
-        at = 4 * layer
-        below = needs_input or True in needs[:at]
-        if dz_lower is not None:
-            dz, dz_lower = dz_lower, None
-        elif call.joint and layer % 2 and below:
-            dz_lower, dz = joint_backward(
-                call, saved[at - layer - 2 : at - layer], own, None, grad, grad_h_n, grad_c_n,
-                None, None, bias_parts, done[layer // 2], layer - 1, T, B,
+    if call.layers > 1 and (done is None or captured(input)):
+        (done,) = new_counters(call.counters, input, 1)
+    for layer in range(L - 1, lowest - 1, -1):
+        at, (x, *own, h) = 4 * layer, saved[3 * layer : 3 * layer + 4]
+        if below:
+            dz = below.pop()
+        elif (bottom := max(lowest, layer // call.layers * call.layers)) < layer:
+            kept = saved[3 * bottom + 1 : 3 * layer + 3]
+            *below, dz = joint_backward(
+                call, kept[::3], kept[1::3], None, grad, grad_h_n, grad_c_n, None, None, bias_parts,
+                done[layer // call.layers], bottom, T, B,
             )  # fmt: skip
         else:
             dz = input.new_empty(T * B, 4 * H)
@@ -116,9 +120,8 @@ def _backward(call, input, grads, saved, weights, needs, done):
         grad_weights[at + 1] = dz[B:].t() @ h[:-B] if needs[at + 1] else None
         if bias_parts is None and True in needs[at + 2 : at + 4]:
             sum_gates(dz, biases, layer)
-        if not below:
-            break
-        # Of two layers at once the kernel has multiplied for the lower.
-        grad, h = dz @ weights[at] if dz_lower is None else None, x
+        # Of several layers at once the kernel has multiplied for those below.
+        if not below and (layer > lowest or needs_input):
+            grad = dz @ weights[at]
     give_biases(call, biases, grad_weights, input.dtype)
     return None, grad.view(T, B, I) if needs_input else None, *grad_weights

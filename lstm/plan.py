@@ -1,5 +1,6 @@
 """Which path a call takes, and why: a pure function of its sizes, dtype and card. Needs no GPU."""
 
+import math
 import os
 import warnings
 from dataclasses import dataclass, replace
@@ -28,8 +29,8 @@ class Plan:
         plain torch, a step at a time.
     reason: why, in a few words.
     tile: fused: what one program works on, keyword arguments of a launch (kernels/config.py).
-    programs: fused: programs of each launch, for a layer or two, forward or backward.
-    joint: fused: whether layers run two at a time, the upper one some steps behind the lower.
+    programs: fused: programs of each launch, forward or backward.
+    layers: fused: of each launch, at most; of several each is some steps behind the one below.
     slices: fused: programs that share the units of one tile, and exchange h at every step; 1: none.
     at_once: fused, several slices: tiles of one launch; 0 for a launch for each step.
     one_step: fused: a launch does the input product, too, of a single step that is not
@@ -43,7 +44,7 @@ class Plan:
     tile: tuple[tuple[str, int], ...] = ()
     programs: int = 0
     operands: str = ""
-    joint: bool = False
+    layers: int = 1
     slices: int = 1
     at_once: int = 0
     one_step: bool = False
@@ -68,8 +69,8 @@ class Plan:
 
     def _exchange(self):
         """What the programs are to each other, as one more line."""
-        if self.joint:
-            return "\n  two layers at once, with the product between them"
+        if self.layers > 1:
+            return f"\n  {self.layers} layers at once, with the products between them"
         if self.one_step:
             return "\n  one launch for a layer's step, its input product in it"
         if self.slices == 1:
@@ -156,17 +157,17 @@ def refusal(input):
     return TRACED if traced(input) else device_refusal(input.device)
 
 
-def two_at_once(steps, layers, proj_size):
-    """Whether layers may run two at a time, if the card has room for it. steps: 0 if packed."""
-    return steps >= MIN_JOINT_STEPS and layers > 1 and not proj_size
+def joinable(steps, layers, proj_size):
+    """How many layers may run at once, if the card has room for it. steps: 0 if packed."""
+    return layers if steps >= MIN_JOINT_STEPS and not proj_size else 1
 
 
 @lru_cache(maxsize=1024)
-def plan_on(device, hidden_size, batch, dtype, precision, bidirectional, stacked=False):
+def plan_on(device, hidden_size, batch, dtype, precision, bidirectional, layers=1):
     """`plan` for a device that is there."""
     planned = device_refusal(device) or plan(
         hidden_size, batch, dtype, capability(device), interpreted(), precision, bidirectional,
-        multiprocessors(device), stacked and forced() != "apart",
+        multiprocessors(device), 1 if forced() == "apart" else layers,
     )  # fmt: skip
     if planned.at_once and forced() == "stepwise":
         return replace(planned, at_once=0)
@@ -176,13 +177,13 @@ def plan_on(device, hidden_size, batch, dtype, precision, bidirectional, stacked
 @lru_cache(maxsize=1024)
 def plan(
     hidden_size, batch, dtype, card, interpret=False, precision="tf32", bidirectional=False,
-    multiprocessors=0, stacked=False,
+    multiprocessors=0, layers=1,
 ):  # fmt: skip
     """The path of one call of an LSTM.
 
     Args: card: compute capability, None without an NVIDIA GPU; interpret: whether Triton's
         interpreter is on; precision: of float32, "tf32" or "ieee"; multiprocessors: of the card;
-        stacked: whether `two_at_once` of the call; the rest as the module and its input have them.
+        layers: how many are `joinable`; the rest as the module and its input have them.
     Returns: Plan.
     """
     if refused := _refused(card, interpret, dtype, batch):
@@ -196,25 +197,28 @@ def plan(
             f"hidden_size above {config.MAX_EXACT_HIDDEN_SIZE} in float32 with TF32 switched off "
             "is not on the kernels yet",
         )
-    D, joint, at_once = 2 if bidirectional else 1, None, 0
+    D, at_once = 2 if bidirectional else 1, 0
     sizes = hidden_size, batch, dtype.itemsize
+    if hidden_size > config.MAX_ONE_SLICE or bidirectional or exact:
+        layers = 1
+    else:
+        room = math.inf if interpret else multiprocessors
+        layers = config.layers_at_once(hidden_size, batch, layers, room)
     if hidden_size > config.MAX_ONE_SLICE:
         tile, at_once, refused = _sliced(*sizes, D, multiprocessors, interpret)
         if refused:
             return refused
     else:
-        given = hidden_size, batch, D, multiprocessors
-        if stacked and D == 1 and not exact:
-            joint = 8 if interpret else config.sequences(*given, joint=True)
-        block_b = joint or config.sequences(*given)
+        programs = D * config.stages(layers)
+        block_b = config.sequences(hidden_size, batch, programs, multiprocessors) or 8
         tile = config.tile(*sizes, interpret, exact, block_b)
     tiles = -(-batch // tile["BLOCK_B"])
     slices = config.slices(hidden_size, tile)
     operands = "float16" if dtype == torch.float32 else str(dtype).removeprefix("torch.")
     return Plan(
         "fused", _where(card, interpret), tuple(tile.items()),
-        tiles * (3 if joint else D * slices), f"two {operands}" if exact else operands,
-        joint is not None, slices, at_once,
+        tiles * config.stages(layers) * D * slices, f"two {operands}" if exact else operands,
+        layers, slices, at_once,
         precision=precision if dtype == torch.float32 else "",
     )  # fmt: skip
 

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from lstm import layer, reference
 from lstm.call import plan_call
 from lstm.packing import Packing
-from lstm.plan import capability, interpreted, multiprocessors, plan, two_at_once
+from lstm.plan import capability, interpreted, joinable, multiprocessors, plan
 from lstm.reference import relative_error
 
 # float32 is TF32 class.
@@ -156,14 +156,17 @@ def planned(case):
     return plan(
         H, B, dtype, capability(device), interpreted(), case.precision, case.D == 2,
         multiprocessors(device),
-        two_at_once(steps, len(case.layers) // case.D, len(case.layers[0]) % 2),
+        joinable(steps, len(case.layers) // case.D, len(case.layers[0]) % 2),
     )  # fmt: skip
 
 
-def call_of(case, **changes):
-    """How the module would have the kernels run a case. changes: of the tile."""
+def call_of(case, layers=None, **changes):
+    """How the module would have the kernels run a case. layers: of a launch, if not as planned;
+    changes: of the tile.
+    """
     plan = planned(case)
-    plan = replace(plan, tile=tuple((dict(plan.tile) | changes).items()))
+    tile = tuple((dict(plan.tile) | changes).items())
+    plan = replace(plan, tile=tile, layers=layers or plan.layers)
     packed, (weights, *_) = packing(case), case.layers
     rows, columns = weights[1].shape
     call = plan_call(
@@ -178,7 +181,7 @@ def flat(layers):
 
 
 def ours(case, **changes):
-    """Outputs and gradients of lstm.layer.lstm. changes: of the tile."""
+    """Outputs and gradients of lstm.layer.lstm. changes: as `call_of` has them."""
     call = call_of(case, **changes)
 
     def function(input, h_0, c_0, layers):

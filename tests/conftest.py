@@ -169,19 +169,35 @@ def launches(monkeypatch):
 
     counts = {"forward": 0, "backward": 0}
 
-    def count(module, launcher, name, layers=1):
+    def count(module, launcher, name):
         launch = getattr(module, launcher)
 
         def counted(*args):
-            counts[name] += layers
+            counts[name] += len(args[0]) if "joint" in launcher else 1
             return launch(*args)
 
         monkeypatch.setattr(module, launcher, counted)
 
     count(forward, "lstm_forward", "forward")
     count(backward, "lstm_backward", "backward")
-    count(joint_forward, "lstm_joint_forward", "forward", 2)
-    count(joint_backward, "lstm_joint_backward", "backward", 2)
+    count(joint_forward, "lstm_joint_forward", "forward")
+    count(joint_backward, "lstm_joint_backward", "backward")
     count(step, "lstm_step", "forward")
     count(step, "lstm_step_backward", "backward")
     return counts
+
+
+@pytest.fixture
+def by_twos(monkeypatch):
+    """No more layers a launch than two, though there is room."""
+    from lstm import plan as plans
+    from lstm.kernels import config
+
+    def forget():
+        plans.plan.cache_clear()
+        plans.plan_on.cache_clear()
+
+    forget()
+    monkeypatch.setattr(config, "MAX_LAYERS_AT_ONCE", 2)
+    yield
+    forget()

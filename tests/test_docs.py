@@ -2,6 +2,7 @@
 
 import re
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import lstm
 from bench.bounds import CARDS, bound, step_cycles, table
 from bench.cases import SHORT, Case
 from lstm.kernels import config
-from lstm.plan import DTYPES, MIN_JOINT_STEPS, plan, two_at_once
+from lstm.plan import DTYPES, MIN_JOINT_STEPS, joinable, plan
 from tests.accuracy import CEILING, EXACT_CEILING
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +62,7 @@ def test_links_lead_somewhere(page):
 
 def test_the_readme_shows_what_an_h100_explains():
     call = dict(hidden_size=128, batch=100, dtype=torch.float32, card=(9, 0), multiprocessors=132)
-    call["stacked"] = two_at_once(28, 2, 0)
+    call["layers"] = joinable(28, 2, 0)
     assert f"```\n{plan(**call)}\n```" in PAGES["README.md"]
 
 
@@ -101,18 +102,18 @@ def test_the_sizes_at_which_the_path_changes_are_as_the_page_says():
     assert f"are {config.MAX_STEP_SIZE} numbers together" in FASTER
 
 
-def test_layers_run_two_at_a_time_as_the_page_says():
+def test_layers_run_at_once_as_the_page_says():
     words = " ".join(FASTER.split())
-    most, low, high = map(
-        int, re.search(r"on an H100 up to a batch of (\d+) at (\d+) to (\d+) units", words).groups()
-    )
     assert f"from {MIN_JOINT_STEPS} steps on" in words
-    call = dict(card=(9, 0), multiprocessors=132, stacked=True)
-    for hidden_size in (low, high):
-        for dtype in DTYPES:
-            assert plan(hidden_size, most, dtype, **call).joint
-            assert not plan(hidden_size, most + 1, dtype, **call).joint
-            assert plan(low - 1, most + 1, dtype, **call).joint
+    low, high = map(int, re.search(r"on an H100, at (\d+) to (\d+) units", words).groups())
+    batches = re.findall(r"(?:for|and for) (\d) (?:layers )?up to (?:a batch of )?(\d+)", words)
+    assert [int(layers) for layers, _ in batches] == [2, 3, 4]
+    for (layers, most), dtype, hidden_size in product(batches, DTYPES, (low, high)):
+        call = dict(dtype=dtype, card=(9, 0), multiprocessors=132, layers=int(layers))
+        most = int(most)
+        assert plan(hidden_size, most, **call).layers == call["layers"]
+        assert plan(hidden_size, most + 1, **call).layers < call["layers"]
+        assert plan(low - 1, most + 1, **call).layers == call["layers"]
 
 
 def test_what_bounds_a_call_is_as_the_page_says():

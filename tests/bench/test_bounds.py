@@ -85,15 +85,16 @@ def test_memory_counts_where_the_second_cache_is_too_small():
         # Tiles of eight, one wave and two
         (dict(B=1056), 1),
         (dict(B=1057), 2),
-        # Two layers at once, and one after the other
+        # Layers at once, as many as there is room for, and one after the other
         (dict(B=128, num_layers=2), 1),
         (dict(B=512, num_layers=2), 2),
-        (dict(B=128, num_layers=3), 2),
+        (dict(B=80, num_layers=3), 1),
+        (dict(B=80, num_layers=6), 2),
     ],
 )
 def test_the_chain_is_of_all_steps_that_follow_each_other(sizes, steps):
     case = Case("forward", **dict(T=1000, I=128, H=128, num_layers=1, dtype="float16") | sizes)
-    # Room for 132 programs, of two layers at once three a tile
+    # Room for 132 programs, of two layers at once three a tile, of three five
     block_b = 8 if case.B > 512 else 4
     tile = config.tile(128, case.B, 2, block_b=block_b)
     cycles = steps * 1000 * step_cycles(tile, "float16", H100)

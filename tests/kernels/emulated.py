@@ -13,17 +13,13 @@ import torch
 import triton
 from torch.nn import functional as F
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
 
 from lstm import reference
 from lstm.kernels import backward, config, forward, joint_backward, joint_forward
 from lstm.kernels.slices import Meeting
 from tests.kernels.ptx import PTXError, run
-
-POINTERS = {
-    torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16",
-    torch.int64: "*i64", torch.int32: "*i32", torch.uint8: "*u8",
-}  # fmt: skip
 
 
 class Emulated:
@@ -40,8 +36,7 @@ class Emulated:
 
     def __getitem__(self, grid):
         def launch(*arguments, launch_cooperative_grid=False, **options):
-            ptx, shared_bytes, constants = self.compile(arguments, options)
-            given = [x for n, x in enumerate(arguments) if n not in constants]
+            ptx, shared_bytes, given = self.compile(arguments, options)
             given = [self.memory(x) if isinstance(x, torch.Tensor) else x for x in given]
             together = launch_cooperative_grid
             self.conflicts += run(ptx, given, grid, shared_bytes, together=together)
@@ -52,43 +47,36 @@ class Emulated:
         return x.view(-1).view(torch.uint8).numpy()[: x.nbytes - self.short]
 
     def compile(self, arguments, options):
-        """PTX, its shared memory, and which arguments it has not, since they are constants."""
-        constants, signature, aligned = {}, {}, []
-        for n, param in enumerate(self.kernel.params):
-            x = arguments[n] if n < len(arguments) else options[param.name]
-            tensor = isinstance(x, torch.Tensor)
-            if x is None or param.is_constexpr or not (tensor or param.do_not_specialize or x != 1):
-                constants[n] = x
-                signature[param.name] = "constexpr"
-                continue
-            signature[param.name] = POINTERS[x.dtype] if tensor else "i32"
-            looked_at = not (param.do_not_specialize or param.do_not_specialize_on_alignment)
-            if looked_at and (x.data_ptr() if tensor else x) % 16 == 0:
-                aligned.append(n)
-        left = {k: v for k, v in options.items() if k not in self.kernel.arg_names}
-        key = str((constants, signature, aligned, left))
+        """PTX, its shared memory, and what of the arguments it is given: all but constants."""
+        target = GPUTarget("cuda", self.card, 32)
+        backend = make_backend(target)
+        binder = create_function_from_signature(self.kernel.signature, self.kernel.params, backend)
+        bound, looked_at, _ = binder(*arguments, **options)
+        left, signature, constants, attributes = self.kernel._pack_args(
+            backend, options, bound, looked_at, None
+        )
+        attributes = {path: found for path, found in attributes.items() if found}
+        key = str((constants, signature, attributes, left))
         if key not in self.compiled:
-            source = ASTSource(
-                fn=self.kernel,
-                signature=signature,
-                constexprs={(n,): x for n, x in constants.items()},
-                attrs={(n,): [["tt.divisibility", 16]] for n in aligned},
-            )
-            compiled = triton.compile(source, GPUTarget("cuda", self.card, 32), left)
+            source = ASTSource(self.kernel, signature, constants, attributes)
+            compiled = triton.compile(source, target, vars(left))
             ptx = compiled.asm["ptx"] if self.change is None else self.change(compiled.asm["ptx"])
-            self.compiled[key] = ptx, compiled.metadata.shared, constants
-        return self.compiled[key]
+            self.compiled[key] = ptx, compiled.metadata.shared
+        each = {}
+        for n, x in enumerate(bound.values()):
+            each |= {(n, k): y for k, y in enumerate(x)} if isinstance(x, tuple) else {(n,): x}
+        return *self.compiled[key], [x for path, x in each.items() if path not in constants]
 
 
 @dataclass(frozen=True)
 class Case:
-    """Forward and backward of one layer, or of two at once.
+    """Forward and backward of one layer, or of several at once.
 
     sudden: whether a gradient is given only at the third step from the last, a million times as
     large for every other sequence; its errors are of each step and sequence;
     states: h_0, c_0 and gradients of both; saved: whether there is a backward; large: of the
     weights of a few units, out of float16's range; at_once: of slices, else of no meaning; block_b:
-    sequences of a tile; joint: two layers at once, with a dropout mask where they have resets.
+    sequences of a tile; layers: if several, at once, with dropout masks where they have resets.
     """
 
     H: int
@@ -107,7 +95,7 @@ class Case:
     sudden: bool = False
     at_once: int = 1
     block_b: int = 8
-    joint: bool = False
+    layers: int = 1
 
     def __str__(self):
         default = Case(0, "", 0)
@@ -163,14 +151,16 @@ CASES = [
     Case(129, "float32", 90, T=3, states=False, at_once=0),
     Case(530, "float32", 80, T=3, B=2, resets=True),
     Case(257, "float32", 90, T=3, block_b=16, B=17, D=2, packed=True),
-    # Two layers at once, of so many steps that they tell and wait more than once
-    Case(128, "bfloat16", 90, T=18, B=5, joint=True, block_b=4),
-    Case(50, "float16", 80, T=10, B=5, joint=True, block_b=2),
-    Case(128, "float32", 80, T=11, B=5, joint=True, block_b=4, resets=True),
-    Case(50, "float32", 86, T=9, B=3, joint=True, block_b=2),
-    Case(37, "float32", 90, T=9, joint=True, bias=False, resets=True),
-    Case(16, "bfloat16", 120, T=1, joint=True, states=False, resets=True),
-    Case(16, "float32", 90, T=70, B=2, joint=True, saved=False, block_b=4),
+    # Layers at once, of so many steps that they tell and wait more than once
+    Case(128, "bfloat16", 90, T=18, B=5, layers=2, block_b=4),
+    Case(50, "float16", 80, T=10, B=5, layers=2, block_b=2),
+    Case(128, "float32", 80, T=11, B=5, layers=2, block_b=4, resets=True),
+    Case(50, "float32", 86, T=9, B=3, layers=2, block_b=2),
+    Case(37, "float32", 90, T=9, layers=2, bias=False, resets=True),
+    Case(16, "bfloat16", 120, T=1, layers=2, states=False, resets=True),
+    Case(16, "float32", 90, T=70, B=2, layers=2, saved=False, block_b=4),
+    Case(24, "float16", 89, T=10, B=5, layers=3, block_b=4, resets=True),
+    Case(16, "float32", 80, T=11, B=3, layers=4, block_b=2),
 ]  # fmt: skip
 
 
@@ -312,11 +302,11 @@ def run_case(case, change=None, short=0):
 
 
 def run_joint_case(case, change=None, short=0):
-    """Two layers at once. Returns: as run_case."""
+    """Several layers at once. Returns: as run_case."""
     torch.manual_seed(0)
     for module, name in KERNELS:
         setattr(module, name, Emulated(KERNELS[module, name], case.card, change, short))
-    H, T, B, dtype = case.H, case.T, case.B, getattr(torch, case.dtype)
+    L, H, T, B, dtype = case.layers, case.H, case.T, case.B, getattr(torch, case.dtype)
     tile = config.tile(H, B, dtype.itemsize, block_b=case.block_b)
     tiles, size = -(-B // case.block_b), tile["BLOCK_H"] * case.block_b
 
@@ -327,7 +317,7 @@ def run_joint_case(case, change=None, short=0):
         return torch.full(shape, torch.nan, dtype=dtype)
 
     def none_done():
-        return torch.zeros(3, tiles, dtype=torch.int32)
+        return torch.zeros(config.stages(L), tiles, dtype=torch.int32)
 
     def with_bias():
         return [shifted(full(4 * H)) if case.bias else None for _ in range(2)]
@@ -343,61 +333,68 @@ def run_joint_case(case, change=None, short=0):
             *(saved if case.saved else (None, None)),
         )
 
-    lower, upper = layer(full(T, B, 4 * H), 1), layer(empty(T, B, 4 * H), 2)
-    weight_ih = full(4 * H, H, scale=H**-0.5)
-    h_0, c_0 = (shifted(full(2, B, H)) if case.states else None for _ in range(2))
-    h_n, c_n = shifted(empty(2, B, H)), shifted(empty(2, B, H))
-    flags = mask = None
+    layers = [layer(full(T, B, 4 * H), 1)]
+    layers += [layer(empty(T, B, 4 * H), 2) for _ in range(1, L)]
+    weight_ih = [full(4 * H, H, scale=H**-0.5) for _ in range(1, L)]
+    h_0, c_0 = (shifted(full(L, B, H)) if case.states else None for _ in range(2))
+    h_n, c_n = shifted(empty(L, B, H)), shifted(empty(L, B, H))
+    flags = masks = None
     if case.resets:
         flags = (torch.rand(T, B) < 0.3).to(torch.uint8)
         flags[0] = 0
-        mask = (torch.rand(T, B, H) < 0.5).to(dtype) * 2
+        masks = [(torch.rand(T, B, H) < 0.5).to(dtype) * 2 for _ in range(1, L)]
     resets = shifted(flags)
     joint_forward.lstm_joint_forward(
-        lower, upper, mask, weight_ih, h_0, c_0, h_n, c_n, none_done(), 0, T, B, tile, resets
+        layers, weight_ih, masks, h_0, c_0, h_n, c_n, none_done(), 0, T, B, tile, resets
     )
 
     def exactly(x):
         return None if x is None else x.double().requires_grad_()
 
-    x, exact_h_0, exact_c_0 = exactly(lower[0]), exactly(h_0), exactly(c_0)
-    weights = [(torch.eye(4 * H), *lower[1:4]), (weight_ih, *upper[1:4])]
-    weights = [[exactly(w) for w in (ih, hh, b_ih, b_hh)] for ih, b_ih, b_hh, hh in weights]
+    x, exact_h_0, exact_c_0 = exactly(layers[0][0]), exactly(h_0), exactly(c_0)
+    weights = [
+        [exactly(w) for w in (ih, hh, b_ih, b_hh)]
+        for ih, (_, b_ih, b_hh, hh, *_) in zip((torch.eye(4 * H), *weight_ih), layers, strict=True)
+    ]
     truth = reference.lstm(
         x, exact_h_0, exact_c_0, [tuple(w for w in ws if w is not None) for ws in weights],
-        None if mask is None else [mask.double()], None if flags is None else flags.bool(),
+        masks and [mask.double() for mask in masks], None if flags is None else flags.bool(),
         1, None, F.linear,
     )  # fmt: skip
     errors = {
-        "output": reference.relative_error(upper[4], truth[0]),
+        "output": reference.relative_error(layers[-1][4], truth[0]),
         "h_n": reference.relative_error(h_n, truth[1]),
         "c_n": reference.relative_error(c_n, truth[2]),
     }
     if not case.saved:
         return errors
 
-    assert torch.equal(lower[-1], lower[3].t()[None])
-    assert torch.equal(upper[-1], torch.stack((upper[3].t(), weight_ih.t())))
-    upstream = [full(T, B, H), *(full(2, B, H) if case.states else None for _ in range(2))]
-    grad_lower, dz_lower, dz_upper = empty(T, B, H), empty(T, B, 4 * H), empty(T, B, 4 * H)
-    grads_0 = [shifted(empty(2, B, H)) if case.states else None for _ in range(2)]
+    assert torch.equal(layers[0][-1], layers[0][3].t()[None])
+    for w, (_, _, _, weight_hh, _, _, transposed) in zip(weight_ih, layers[1:], strict=True):
+        assert torch.equal(transposed, torch.stack((weight_hh.t(), w.t())))
+    upstream = [full(T, B, H), *(full(L, B, H) if case.states else None for _ in range(2))]
+    *_, steps, weight_hh_t = zip(*layers, strict=True)
+    grad_outputs = [*(empty(T, B, H) for _ in weight_ih), upstream[0]]
+    grad_gates = [empty(T, B, 4 * H) for _ in layers]
+    grads_0 = [shifted(empty(L, B, H)) if case.states else None for _ in range(2)]
     grad_bias = None
     if case.bias and (parts := tiles * config.bias_parts(tile)):
-        grad_bias = torch.full((2, parts, 4 * H), torch.nan)
+        grad_bias = torch.full((L, parts, 4 * H), torch.nan)
     joint_backward.lstm_joint_backward(
-        (*lower[-2:], grad_lower, dz_lower), (*upper[-2:], upstream[0], dz_upper), mask,
-        *map(shifted, upstream[1:]), *grads_0, grad_bias, none_done(), 0, T, B, tile, resets,
+        steps, weight_hh_t, grad_outputs, grad_gates, masks, *map(shifted, upstream[1:]), *grads_0,
+        grad_bias, none_done(), 0, T, B, tile, resets,
     )  # fmt: skip
     given = [(y, g) for y, g in zip(truth, upstream, strict=True) if g is not None]
     sum((y * g.double()).sum() for y, g in given).backward()
-    errors["grad_gates"] = reference.relative_error(dz_lower, x.grad)
-    grad_weight = (dz_upper[1:].double() * (1 - flags[1:, :, None] if case.resets else 1)).flatten(
-        0, 1
-    ).t() @ upper[4][:-1].double().flatten(0, 1)
-    if case.states:
-        grad_weight += dz_upper[0].double().t() @ h_0[1].double()
-    errors["grad_weight_hh"] = reference.relative_error(grad_weight, weights[1][1].grad)
-    for layer in range(2) if grad_bias is not None else ():
+    errors["grad_gates"] = reference.relative_error(grad_gates[0], x.grad)
+    kept = 1 - flags[1:, :, None] if case.resets else 1
+    for n in range(1, L):
+        output, dz = layers[n][4].double(), grad_gates[n].double()
+        grad_weight = (dz[1:] * kept).flatten(0, 1).t() @ output[:-1].flatten(0, 1)
+        if case.states:
+            grad_weight += dz[0].t() @ h_0[n].double()
+        errors[f"grad_weight_hh_{n}"] = reference.relative_error(grad_weight, weights[n][1].grad)
+    for layer in range(L) if grad_bias is not None else ():
         exact_bias = weights[layer][2].grad
         errors[f"grad_bias_{layer}"] = reference.relative_error(grad_bias[layer].sum(0), exact_bias)
     for name, actual, exact in zip(("h_0", "c_0"), grads_0, (exact_h_0, exact_c_0), strict=True):
@@ -424,7 +421,7 @@ def conflicts(case):
 def found(case, **defect):
     """What the emulator says of a case with a defect, None if it finds nothing."""
     try:
-        (run_joint_case if case.joint else run_case)(case, **defect)
+        (run_joint_case if case.layers > 1 else run_case)(case, **defect)
     except PTXError as error:
         return str(error)
     return None
@@ -505,7 +502,7 @@ def with_an_infinite_weight():
 
 
 def without_waiting(case):
-    """The errors where no program of two layers at once asks a second time whether it may go on."""
+    """The errors where no program of several layers asks a second time whether it may go on."""
     jump = re.compile(r"@p bra again_\d+;")
     return run_joint_case(case, change=lambda ptx: jump.sub("", ptx))
 
@@ -518,7 +515,7 @@ def main():
     errors = {}
     for case in CASES:
         try:
-            errors[str(case)] = (run_joint_case if case.joint else run_case)(case)
+            errors[str(case)] = (run_joint_case if case.layers > 1 else run_case)(case)
         except PTXError as error:
             errors[str(case)] = {str(error): math.inf}
     few, many = Case(16, "bfloat16", 90, B=8), Case(128, "bfloat16", 90, B=8, T=3)
@@ -526,7 +523,7 @@ def main():
         "without a barrier": without_barriers(few) + without_barriers(many),
         "short tensors": [found(few, short=2)],
     }
-    joint = Case(16, "bfloat16", 90, T=10, B=3, joint=True, block_b=4)
+    joint = Case(16, "bfloat16", 90, T=10, B=3, layers=3, block_b=4)
     waiting = without_waiting(joint)
     extremes = {dtype: exchanged_extremes(dtype) for dtype in ("float32", "float16", "bfloat16")}
     made = {

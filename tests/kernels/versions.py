@@ -98,28 +98,35 @@ def sliced_calls():
 
 
 def joint_calls(first=0):
-    """Launches of two layers at once. first: where in memory their counters begin."""
-    for H, dtype, saved, masked, bias in [
-        (1, torch.float32, True, False, True),
-        (20, torch.bfloat16, True, True, True),
-        (20, torch.float32, False, False, False),
+    """Launches of several layers at once. first: where in memory their counters begin."""
+    for H, dtype, layers, saved, masked, bias, offset in [
+        (1, torch.float32, 2, True, False, True, 0),
+        (20, torch.bfloat16, 2, True, True, True, 0),
+        (20, torch.float32, 2, False, False, False, 0),
+        (20, torch.float32, 3, True, True, True, 0),
+        # W_hh of a layer above, or a gradient, that is not aligned
+        (20, torch.float32, 3, True, True, True, 1),
     ]:
-        tile, x = config.tile(H, 3, dtype.itemsize), torch.zeros(4 * H * H * 64, dtype=dtype)
-        state, done = torch.zeros(2, 3, H, dtype=dtype), torch.zeros(8, dtype=torch.int32)
-        done = done[first : first + 3]
+        tile, numbers = config.tile(H, 3, dtype.itemsize), 4 * H * H * 64
+        x, moved = (torch.zeros(numbers + 4, dtype=dtype)[at:] for at in (0, offset))
+        state, done = torch.zeros(layers, 3, H, dtype=dtype), torch.zeros(12, dtype=torch.int32)
+        done = done[first : first + 5]
         kept = (x, torch.zeros(2, H, 4 * H, dtype=dtype)) if saved else (None, None)
-        layer = x, *([x, x] if bias else [None, None]), x, x, *kept
-        mask = x if masked else None
+        own = [
+            (x, *([x, x] if bias else [None, None]), weight, x, *kept)
+            for weight in (x, moved, x)[:layers]
+        ]
+        masks = (layers - 1) * [x] if masked else None
         yield from captured(
-            joint_forward.lstm_joint_forward, layer, layer, mask, x, None, state, state, state,
-            done, 0, 16, 3, tile, torch.zeros(48, dtype=torch.uint8) if masked else None,
+            joint_forward.lstm_joint_forward, own, (layers - 1) * [x], masks, None, state, state,
+            state, done, 0, 16, 3, tile, torch.zeros(48, dtype=torch.uint8) if masked else None,
         )  # fmt: skip
         if saved:
-            layer = *kept, x, x
-            sums = torch.zeros(2, 4 * H) if bias else None
+            sums = torch.zeros(layers, 4 * H) if bias else None
             yield from captured(
-                joint_backward.lstm_joint_backward, layer, layer, mask, state, None, None, state,
-                sums, done, 0, 16, 3, tile,
+                joint_backward.lstm_joint_backward, *([y] * layers for y in kept),
+                (x, moved, x)[:layers], layers * [x], masks, state, None, None, state, sums, done,
+                0, 16, 3, tile,
             )  # fmt: skip
 
 

@@ -381,7 +381,7 @@ def test_a_batch_of_gradients_at_once(options, device):
 # On a GPU
 
 
-# Few steps are taken a layer at a time, more in two layers at once.
+# Few steps are taken a layer at a time, more in both layers at once.
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
 @pytest.mark.parametrize("T", [4, 17])
 def test_a_cuda_graph_replays_a_step(T, device):

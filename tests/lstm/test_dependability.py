@@ -186,7 +186,7 @@ def step_of_training(module, x):
 
 MODULES = {
     "LSTM": lambda device: LSTM(5, 20, 2, device=device),
-    "two_at_once": lambda device: LSTM(5, 20, 4, device=device),
+    "layers_at_once": lambda device: LSTM(5, 20, 3, device=device),
     "projected": lambda device: LSTM(5, 20, proj_size=7, bidirectional=True, device=device),
     "LSTMCell": lambda device: LSTMCell(5, 20, device=device),
 }
@@ -195,8 +195,8 @@ MODULES = {
 def small_input(module, device):
     if isinstance(module, LSTMCell):
         return make_input(3, 5, device=device)
-    # So many steps are taken in two layers at once.
-    return make_input(16 if module.num_layers == 4 else 2, 3, 5, device=device)
+    # So many steps are taken in several layers at once.
+    return make_input(16 if module.num_layers == 3 else 2, 3, 5, device=device)
 
 
 def launch_nothing(monkeypatch):
@@ -230,6 +230,7 @@ def test_whichever_operator_runs_out_of_memory_the_next_step_is_right(make, devi
 ERRORS = [torch.OutOfMemoryError("CUDA out of memory"), KeyboardInterrupt()]
 
 
+@pytest.mark.usefixtures("by_twos")
 @pytest.mark.parametrize("error", ERRORS, ids=["out_of_memory", "interrupt"])
 @pytest.mark.parametrize("number", [0, 1], ids=["first", "second"])
 @pytest.mark.parametrize("place", ["forward", "backward", "joint_forward", "joint_backward"])
@@ -502,7 +503,7 @@ def test_hooks_see_all_that_a_node_keeps(make, device):
     weights = {parameter.data_ptr() for parameter in module.parameters()}
     assert weights <= {x.data_ptr() for x in seen}
     kept = [x for x in tree_leaves(list(vars(node).values())) if isinstance(x, torch.Tensor)]
-    # Of two layers at once the counters, zeros that the first backward uses up
+    # Of several layers at once the counters, zeros that the first backward uses up
     assert not [x for x in kept if x.dtype != torch.int32 or x.any()]
 
 
@@ -528,9 +529,9 @@ def saved(monkeypatch):
 
         return call
 
-    def lstm_joint_forward(lower, upper, *others):
-        # steps and weight_hh_t of each layer
-        record((*lower[-2:], *upper[-2:]))
+    def lstm_joint_forward(layers, *others):
+        for *_, steps, weight_hh_t in layers:
+            record((steps, weight_hh_t))
 
     lstm_forward = recorded(forward.lstm_forward, "steps", "weight_hh_t")
     lstm_step = recorded(step.lstm_step, "gates")

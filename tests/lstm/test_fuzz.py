@@ -128,7 +128,7 @@ def lstm_calls(draw, kinds=("batched", "unbatched", "packed")):
 
     steps = st.integers(1, 2 if sliced else 6)
     if options["num_layers"] > 1:
-        # So many, and layers run two at a time. Each takes as long as three others.
+        # So many, and all layers run at once. Each takes as long as three others.
         steps |= steps | st.integers(MIN_JOINT_STEPS, MIN_JOINT_STEPS + 2)
     T, B, lengths = draw(steps), draw(st.integers(0, 20)), None
     kind = draw(st.sampled_from(kinds))

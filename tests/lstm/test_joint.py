@@ -1,4 +1,4 @@
-"""Two layers at once: the same results, where there are steps and room enough for it."""
+"""Several layers at once: the same results, where there are steps and room enough for it."""
 
 from dataclasses import replace
 
@@ -20,15 +20,33 @@ from tests.accuracy import (
 from tests.lstm.pairs import assert_equal, assert_same, flat, make_input, pair, run
 
 T = MIN_JOINT_STEPS
+LAUNCHERS = [(joint_forward, "lstm_joint_forward"), (joint_backward, "lstm_joint_backward")]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 def joint(*args, num_layers=2, **kwargs):
-    """A case that runs two layers at once."""
+    """A case that runs several layers at once."""
     kwargs["num_layers"] = num_layers
     case = make_case(*args, **kwargs)
-    assert call_of(case).joint
+    assert call_of(case).layers > 1
     return case
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """Of each launch of several layers, forward or backward, how many they are."""
+    found = []
+
+    def counted(launch):
+        def call(layers, *args):
+            found.append(len(layers))
+            return launch(layers, *args)
+
+        return call
+
+    for module, name in LAUNCHERS:
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
+    return found
 
 
 def with_masks(case):
@@ -60,10 +78,22 @@ def test_one_unit(device):
     assert_matches(joint(T, 30, 3, 1, device=device))
 
 
-@pytest.mark.parametrize("num_layers", [3, 4, 5])
-def test_more_layers_go_by_twos(num_layers, device, launches):
-    assert_matches(joint(T, 3, 7, 20, device=device, num_layers=num_layers))
+@pytest.mark.parametrize(("dtype", "num_layers"), [*zip(DTYPES, (3, 5, 4), strict=True)])
+def test_more_layers(dtype, num_layers, device, launches):
+    assert_matches(joint(T, 3, 7, 20, dtype, device, num_layers=num_layers))
     assert launches == {"forward": num_layers, "backward": num_layers}
+
+
+# Of so many layers, so many a launch: those of each
+@pytest.mark.parametrize(
+    ("num_layers", "layers", "expected"),
+    [(3, 2, [2]), (4, 2, [2, 2]), (5, 2, [2, 2]), (5, 3, [3, 2]), (7, 3, [3, 3])],
+)
+@pytest.mark.parametrize("hx", [False, True])
+def test_as_many_a_launch_as_there_is_room_for(hx, num_layers, layers, expected, device, joined):
+    case = joint(T, 3, 7, 20, device=device, num_layers=num_layers, hx=hx)
+    assert_matches(case, layers=layers)
+    assert joined == expected + expected[::-1]
 
 
 @pytest.mark.parametrize(("BLOCK_B", "dtype"), [(2, torch.bfloat16), (4, torch.float32), (8, None)])
@@ -82,7 +112,7 @@ def test_gradients_from_a_part_of_the_results(reach, hx, device):
     assert_matches(joint(T, 5, 7, 20, device=device, reach=reach, hx=hx))
 
 
-@pytest.mark.parametrize(("dtype", "num_layers"), [*zip(DTYPES, (2, 2, 4), strict=True)])
+@pytest.mark.parametrize(("dtype", "num_layers"), [*zip(DTYPES, (2, 3, 4), strict=True)])
 def test_dropout_between_the_layers(dtype, num_layers, device):
     assert_matches(with_masks(joint(T, 5, 7, 20, dtype, device, num_layers=num_layers)))
 
@@ -96,9 +126,9 @@ def test_dropout_that_makes_numbers_beyond_float16(device):
     assert_accurate_outputs(replace(case, masks=masks, layers=layers))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_resets(dtype, device):
-    assert_matches(reset(joint(T, 5, 7, 20, dtype, device)))
+@pytest.mark.parametrize(("dtype", "num_layers"), [*zip(DTYPES, (2, 3, 2), strict=True)])
+def test_resets(dtype, num_layers, device):
+    assert_matches(reset(joint(T, 5, 7, 20, dtype, device, num_layers=num_layers)))
 
 
 @expects_overflow
@@ -114,9 +144,10 @@ def test_nothing_is_saved_without_gradients(device, monkeypatch):
 
     launch, saved = joint_forward.lstm_joint_forward, []
 
-    def record(lower, upper, *args):
-        saved.extend((*lower[-2:], *upper[-2:]))
-        return launch(lower, upper, *args)
+    def record(layers, *args):
+        for own in layers:
+            saved.extend(own[-2:])
+        return launch(layers, *args)
 
     monkeypatch.setattr(joint_forward, "lstm_joint_forward", record)
     case = joint(T, 5, 7, 20, device=device)
@@ -125,19 +156,23 @@ def test_nothing_is_saved_without_gradients(device, monkeypatch):
     assert saved == [None] * 4
 
 
-@pytest.mark.parametrize("frozen", [0, 1])
-def test_a_frozen_layer(frozen, device, launches):
-    """Without gradients for the lower layer, and what lies below, it has no backward."""
-    ours, theirs = pair(7, 20, 2, device=device)
+# Of three layers those without gradients, and of how many then there is a backward
+@pytest.mark.parametrize(
+    ("frozen", "backward"), [([0], 2), ([1], 3), ([2], 3), ([0, 1], 1), ([0, 2], 2)]
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_frozen_layers(bias, frozen, backward, device, launches):
+    """Layers that lie below all that have gradients have no backward."""
+    ours, theirs = pair(7, 20, 3, bias=bias, device=device)
     x, grads = make_input(T, 5, 7, device=device), []
     for module in (ours, theirs):
-        wanted = [p for n, p in module.named_parameters() if not n.endswith(f"_l{frozen}")]
         for name, parameter in module.named_parameters():
-            parameter.requires_grad_(not name.endswith(f"_l{frozen}"))
+            parameter.requires_grad_(int(name[-1]) not in frozen)
+        wanted = [parameter for parameter in module.parameters() if parameter.requires_grad]
         output, (h_n, _) = module(x)
         grads.append(torch.autograd.grad(output.square().sum() + h_n.sum(), wanted))
     assert_same(*grads)
-    assert launches == {"forward": 2, "backward": 1 if frozen == 0 else 2}
+    assert launches == {"forward": 3, "backward": backward}
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -161,7 +196,7 @@ def test_a_gradient_is_taken_twice_from_what_was_saved_once(device):
 
 @pytest.fixture
 def counters(monkeypatch):
-    """What each launch of two layers at once finds in its counters, and where they lie."""
+    """What each launch of several layers finds in its counters, and where they lie."""
     found = []
 
     def counted(launch):
@@ -174,12 +209,12 @@ def counters(monkeypatch):
 
         return call
 
-    of_module = {joint_forward: "lstm_joint_forward", joint_backward: "lstm_joint_backward"}
-    for module, name in of_module.items():
+    for module, name in LAUNCHERS:
         monkeypatch.setattr(module, name, counted(getattr(module, name)))
     return found
 
 
+@pytest.mark.usefixtures("by_twos")
 @pytest.mark.parametrize("hx", [False, True])
 def test_each_launch_counts_from_zero(hx, device, counters):
     module, x = LSTM(3, 16, 4, device=device), make_input(T, 2, 3, device=device)
@@ -231,7 +266,7 @@ def test_the_compilers_operator(device):
     assert_equal(*grads)
 
 
-# What differs from a call that runs two layers at once, and for how many layers in one launch
+# What differs from a call that runs layers at once, and for how many layers in one launch
 APART = {
     "too few steps": (dict(num_layers=2), T - 1),
     "one layer": (dict(), T),
@@ -244,56 +279,70 @@ APART = {
 def test_one_layer_after_the_other(options, steps, device):
     module = LSTM(7, 20, **options, device=device)
     x = make_input(steps, 5, 7, device=device)
-    assert module.explain(x).path == "fused" and not module.explain(x).joint
+    assert module.explain(x).path == "fused" and module.explain(x).layers == 1
     assert "at once" not in str(module.explain(x))
 
 
 def test_packed_sequences_take_one_layer_after_the_other(device):
     x = torch.nn.utils.rnn.pack_sequence([make_input(n, 7, device=device) for n in (T + 2, T)])
-    assert not LSTM(7, 20, 2, device=device).explain(x).joint
+    assert LSTM(7, 20, 2, device=device).explain(x).layers == 1
 
 
 def test_the_environment_keeps_layers_apart(device, monkeypatch):
     monkeypatch.setattr(plans, "forced", lambda: "apart")
     # Not one that an earlier test asked for
-    planned = plans.plan_on.__wrapped__(device, 20, 5, torch.float32, "tf32", False, True)
-    assert planned.path == "fused" and not planned.joint
+    planned = plans.plan_on.__wrapped__(device, 20, 5, torch.float32, "tf32", False, 2)
+    assert planned.path == "fused" and planned.layers == 1
 
 
-H100 = dict(card=(9, 0), multiprocessors=132, stacked=True)
+H100 = dict(card=(9, 0), multiprocessors=132)
 
 
 @pytest.mark.parametrize(
-    ("hidden_size", "batch", "dtype", "programs"),
+    ("hidden_size", "batch", "num_layers", "programs"),
     [
         # Three for each tile: 2 sequences as long as there is room, then 4, 8
-        (128, 80, torch.bfloat16, 3 * 40), (128, 81, torch.bfloat16, 3 * 21),
-        (128, 100, torch.bfloat16, 3 * 25), (128, 160, torch.float32, 3 * 40),
-        (128, 161, torch.float32, 3 * 21), (128, 320, torch.float16, 3 * 40),
+        (128, 80, 2, 3 * 40), (128, 81, 2, 3 * 21),
+        (128, 100, 2, 3 * 25), (128, 160, 2, 3 * 40),
+        (128, 161, 2, 3 * 21), (128, 320, 2, 3 * 40),
         # Two programs a multiprocessor
-        (32, 168, torch.bfloat16, 3 * 84), (32, 672, torch.float32, 3 * 84),
+        (32, 168, 2, 3 * 84), (32, 672, 2, 3 * 84),
+        # All layers, with as many sequences a tile as that takes
+        (128, 44, 3, 5 * 22), (128, 45, 3, 5 * 12), (128, 176, 3, 5 * 22),
+        (128, 28, 4, 7 * 14), (128, 112, 4, 7 * 14),
     ],
 )  # fmt: skip
-def test_the_fewest_sequences_a_tile_with_room_for_three_programs(
-    hidden_size, batch, dtype, programs
-):
-    planned = plan(hidden_size, batch, dtype, **H100)
-    assert planned.joint and planned.programs == programs
-    assert "two layers at once" in str(planned)
-    at_once = config.room(hidden_size, 132)
-    assert programs + 3 * config.TRANSPOSERS <= at_once
+def test_all_layers_with_the_fewest_sequences_a_tile(hidden_size, batch, num_layers, programs):
+    planned = plan(hidden_size, batch, torch.bfloat16, layers=num_layers, **H100)
+    assert planned.layers == num_layers and planned.programs == programs
+    assert f"{num_layers} layers at once" in str(planned)
+    at_once, stages = config.room(hidden_size, 132), 2 * num_layers - 1
+    assert programs + stages * config.TRANSPOSERS <= at_once
     assert at_once <= config.resident(132, dict(planned.tile))
+
+
+@pytest.mark.parametrize(
+    ("batch", "num_layers", "layers"),
+    [
+        # Without room for all, as many launches as it takes, of as many layers each as it takes
+        (177, 3, 2), (113, 4, 2), (161, 5, 3), (113, 6, 3), (80, 7, 4), (177, 6, 2), (321, 4, 1),
+        # There is an end to what is compiled.
+        (1, 8, 8), (1, 9, 5), (1, 17, 6),
+    ],
+)  # fmt: skip
+def test_layers_are_divided_evenly(batch, num_layers, layers):
+    assert plan(128, batch, torch.float32, layers=num_layers, **H100).layers == layers
 
 
 @pytest.mark.parametrize("change", [dict(batch=321), dict(precision="ieee", hidden_size=64)])
 def test_without_room_layers_stay_apart(change):
-    call = dict(hidden_size=128, batch=320, dtype=torch.float32)
-    assert plan(**call, **H100).joint
-    other = plan(**(call | change), **H100)
-    assert other == plan(**(call | change), **(H100 | dict(stacked=False)))
-    assert other.path == "fused" and not other.joint
+    call = dict(hidden_size=128, batch=320, dtype=torch.float32, **H100)
+    assert plan(**call, layers=2).layers == 2
+    other = plan(**(call | change), layers=2)
+    assert other == plan(**(call | change))
+    assert other.path == "fused" and other.layers == 1
 
 
 @pytest.mark.parametrize("hidden_size", [129, 512])
 def test_slices_run_one_layer_after_the_other(hidden_size):
-    assert not plan(hidden_size, 16, torch.float16, **H100).joint
+    assert plan(hidden_size, 16, torch.float16, layers=2, **H100).layers == 1
