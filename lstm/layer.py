@@ -5,6 +5,7 @@ import math
 import torch
 from torch.nn import functional as F
 
+from .branches import Branches, captured
 from .checks import beyond_kernels, differentiable
 from .pieces import (
     aligned,
@@ -125,9 +126,11 @@ def backward(call, grads, masks, resets, saved, inputs, needs):
     them; saved: what it filled.
     """
     input, h_0, c_0, *weights = inputs
-    return on_device_of(
-        _backward, call, input, grads, masks, resets, saved, h_0, c_0, weights, needs
-    )
+    given = call, input, grads, masks, resets, saved, h_0, c_0, weights, needs
+    if captured(input):
+        with Branches(input.device) as branches:
+            return on_device_of(_backward, *given, branches.run)
+    return on_device_of(_backward, *given)
 
 
 def _one_step(call, input, h_0, c_0, weights, masks, resets):
@@ -211,7 +214,13 @@ def _forward(call, input, masks, resets, h_0, c_0, weights, saved):
     return x, h_n, c_n
 
 
-def _backward(call, input, grads, masks, resets, saved, h_0, c_0, weights, needs):
+def _here(function, *args):
+    return function(*args)
+
+
+def _backward(
+    call, input, grads, masks, resets, saved, h_0, c_0, weights, needs, run=_here
+):  # fmt: skip
     L, D, H, P, packing, projected = call.L, call.D, call.H, call.P, call.packing, call.projected
     needs_input, needs_h_0, needs_c_0, *needs_weights = needs
     *rows, _ = input.shape
@@ -278,8 +287,8 @@ def _backward(call, input, grads, masks, resets, saved, h_0, c_0, weights, needs
             x = x.reshape(-1, x.shape[-1])
         for n, of_direction in enumerate(directions):
             of_this = slice(at + n * step, at + (n + 1) * step)
-            grad_weights[of_this] = _grad_weights(
-                of_direction, grad_gates[n], x, _one(hidden, n, D), B,
+            grad_weights[of_this] = run(
+                _grad_weights, of_direction, grad_gates[n], x, _one(hidden, n, D), B,
                 None if h_0 is None else h_0[first + n],
                 _one(grad_output, n, D) if projected else None,
                 n, packing, resets, needs_weights[of_this],

@@ -46,11 +46,6 @@ def new_counters(sizes, like, passes):
     return like.new_zeros(passes, *sizes, dtype=torch.int32) if sizes else (None,) * passes
 
 
-def captured(x):
-    """Whether this becomes part of a CUDA graph, which may run more than once."""
-    return x.is_cuda and torch.cuda.is_current_stream_capturing()
-
-
 def joint_backward(
     call, steps, weight_hh_t, masks, grad_output, grad_h_n, grad_c_n, grad_h_0, grad_c_0,
     bias_parts, done, layer, T, B, resets=None,

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .branches import Branches, captured
 from .checks import beyond_kernels
 from .pieces import (
     aligned,
-    captured,
     contiguous,
     differentiable_backward,
     give_biases,
@@ -39,16 +39,19 @@ class PlainLSTM(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        call, needs, tensors = ctx.call, ctx.needs_input_grad[1:], ctx.saved_tensors
-        end = 3 * call.L + 2
-        input, saved, weights = tensors[0], tensors[1:end], tensors[end:]
+        call, needs, (input, *tensors) = ctx.call, ctx.needs_input_grad[1:], ctx.saved_tensors
+        saved, weights = tensors[: -4 * call.L], tensors[-4 * call.L :]
         if beyond_kernels(grads):
             inputs, needs = (input, None, None, *weights), (needs[0], False, False, *needs[1:])
             grad_input, _, _, *grads = differentiable_backward(call, inputs, needs, grads)
             return None, grad_input, *grads
+        given = call, input, grads, saved, weights, needs
+        if captured(input):
+            with Branches(input.device) as branches:
+                return on_device_of(_backward, *given, None, branches.mm)
         # Zeros for the first backward only.
         done, ctx.done = ctx.done, None
-        return on_device_of(_backward, call, input, grads, saved, weights, needs, done)
+        return on_device_of(_backward, *given, done)
 
 
 def _forward(call, input, weights):
@@ -86,21 +89,21 @@ def _forward(call, input, weights):
     return (x, h_n, c_n), saved, done_backward
 
 
-def _backward(call, input, grads, saved, weights, needs, done):
+def _backward(call, input, grads, saved, weights, needs, done, mm=torch.mm):
     """None, then gradients of the input and the weights, for those needed.
 
-    done: as `_forward` gave it, to the first backward; None to any further.
+    done: as `_forward` gave it, to the first backward; None to any further, and to one that a CUDA
+    graph captures, which may run more than once; mm: multiplies for the weights.
     """
     L, H, tile, (T, B, I), (needs_input, *needs) = call.L, call.H, call.tile, input.shape, needs
-    grad, grad_h_n, grad_c_n = grads
-    grad = aligned(grad)
+    grad, grad_h_n, grad_c_n = aligned(grads[0]), *grads[1:]
     if grad_h_n is not None or grad_c_n is not None:
         grad_h_n, grad_c_n = contiguous(grad_h_n), contiguous(grad_c_n)
     saved, grad_weights = (*saved[:-1], saved[-1].view(T * B, H)), [None] * len(weights)
     # Of several layers at once, those below
     lowest, below = 0 if needs_input else needs.index(True) // 4, []
     biases, bias_parts = room_for_biases(call, input)
-    if call.layers > 1 and (done is None or captured(input)):
+    if call.layers > 1 and done is None:
         (done,) = new_counters(call.counters, input, 1)
     for layer in range(L - 1, lowest - 1, -1):
         at, (x, *own, h) = 4 * layer, saved[3 * layer : 3 * layer + 4]
@@ -116,8 +119,8 @@ def _backward(call, input, grads, saved, weights, needs, done):
             dz = input.new_empty(T * B, 4 * H)
             own = *own, grad, grad_h_n, grad_c_n, dz, None, None, bias_parts
             kernels().backward.lstm_backward(*own, layer, 1, T, B, tile)
-        grad_weights[at] = dz.t() @ x if needs[at] else None
-        grad_weights[at + 1] = dz[B:].t() @ h[:-B] if needs[at + 1] else None
+        grad_weights[at] = mm(dz.t(), x) if needs[at] else None
+        grad_weights[at + 1] = mm(dz[B:].t(), h[:-B]) if needs[at + 1] else None
         if bias_parts is None and True in needs[at + 2 : at + 4]:
             sum_gates(dz, biases, layer)
         # Of several layers at once the kernel has multiplied for those below.
