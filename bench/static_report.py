@@ -59,8 +59,10 @@ KERNELS = {
     "backward, 2 sequences": (lstm_backward_kernel, 1, ("offsets_ptr",)),
     "forward, exact": (lstm_forward_kernel, 1, ("offsets_ptr",)),
     "backward, exact": (lstm_backward_kernel, 1, ("offsets_ptr",)),
-    "forward, joint": (lstm_joint_forward_kernel, 1, ("mask_ptrs",)),
-    "backward, joint": (lstm_joint_backward_kernel, 1, ("mask_ptrs",)),
+    "forward, joint": (lstm_joint_forward_kernel, 1, ("offsets_ptr", "mask_ptrs")),
+    "backward, joint": (lstm_joint_backward_kernel, 1, ("offsets_ptr", "mask_ptrs")),
+    "forward, joint packed": (lstm_joint_forward_kernel, 1, ("mask_ptrs",)),
+    "backward, joint packed": (lstm_joint_backward_kernel, 1, ("mask_ptrs",)),
     "forward, sliced": (lstm_sliced_forward_kernel, 1, ("offsets_ptr",)),
     "backward, sliced": (lstm_sliced_backward_kernel, 1, ("offsets_ptr",)),
     "forward, sliced wide": (lstm_sliced_forward_kernel, 1, ("offsets_ptr",)),
@@ -79,7 +81,7 @@ SLICED_KERNELS = tuple(name for name in KERNELS if "sliced" in name)
 WIDE_KERNELS = tuple(name for name in KERNELS if name.endswith("wide"))
 NARROW_KERNELS = tuple(name for name in KERNELS if name.endswith(" sequences"))
 # Several layers at once, as many as most have, of four sequences a tile
-JOINT_KERNELS, JOINT_LAYERS = tuple(name for name in KERNELS if name.endswith("joint")), 2
+JOINT_KERNELS, JOINT_LAYERS = tuple(name for name in KERNELS if "joint" in name), 2
 # float32 with TF32 switched off, and no other dtype
 EXACT_KERNELS = ("forward, exact", "backward, exact")
 # No time loop: their figures are of the loop over the inputs, or of the whole kernel.

@@ -463,7 +463,8 @@ def lstm_forward_kernel(
         weight_hh_t (D, H, 4, H), W_hh transposed. All contiguous, in one dtype. h_0 and c_0 may be
         None, for zeros; the last two are where no gradient is wanted.
         Packed: offsets (T + 1), int64, else None, are where the rows of each step begin, and
-        gates_ih is (D, rows, 4, H), output (rows, D, H), h_0 None: its product is in gates_ih.
+        gates_ih is (D, rows, 4, H), output (rows, D, H). If D is 2 h_0 is None: its product is in
+        gates_ih.
         resets (T, B), packed (rows,), uint8, or None: not 0 where no state passes between a step
         and the one before it in time; those of the first are the caller's.
     Numerics: z, the cell and c are float32; h_t is rounded to the operand dtype (operand.py)

@@ -21,7 +21,7 @@ from .exchange import (
     write_largest,
 )
 from .launching import launch
-from .layout import from_tile, inline, tile_indices, to_tile
+from .layout import from_tile, inline, step_rows, tile_indices, to_tile
 from .memory import load_gates
 from .operand import largest_gate, power_of_two
 from .progress import of_layer, steps_of_layer, steps_of_product, tell, wait
@@ -37,8 +37,8 @@ def load_grad_gates(pointers, mask, H: tl.constexpr, BLOCK_H: tl.constexpr, BLOC
 
 @inline
 def multiply_backward(
-    w, inverse, grad_gates_ptr, mask_ptr, grad_input_ptr, ready_ptr, done_ptr, tile, T, B,
-    H: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr,
+    w, inverse, grad_gates_ptr, mask_ptr, grad_input_ptr, offsets_ptr, ready_ptr, done_ptr, tile,
+    T, B, H: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr,
 ):  # fmt: skip
     """grad_input = W_ih^T grad_gates of a tile's sequences, from the last step on, as they come.
 
@@ -49,11 +49,17 @@ def multiply_backward(
     FLOAT32: tl.constexpr = dtype == tl.float32
     DOT: tl.constexpr = tl.float16 if FLOAT32 else dtype
     unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H)
-    row = tile * BLOCK_B
-    mask = (row + sequence < B) & (unit < H)
-    step = B.to(tl.int64) * H
-    offs = (T - 1) * step + (row + sequence) * H + unit
-    grad_gates_ptr += (T - 1) * (4 * step) + (row + sequence) * (4 * H) + unit
+    row = tile * BLOCK_B + sequence
+    mask = (row < B) & (unit < H)
+    offs, offs_z = row * H + unit, row * (4 * H) + unit
+    # The first row of a step and of the next two, and how many they have
+    size = B.to(tl.int64)
+    begin, begin_1, begin_2 = (T - 1) * size, (T - 2) * size, (T - 3) * size
+    count, count_1, count_2 = B, B, B
+    if offsets_ptr is not None:
+        begin, count = step_rows(offsets_ptr, 0, T, 1)
+        begin_1, count_1 = step_rows(offsets_ptr, 1, T, 1)
+        begin_2, count_2 = step_rows(offsets_ptr, 2, T, 1)
     BYTES: tl.constexpr = gates_bytes(BLOCK_H, BLOCK_B)
     TABLE: tl.constexpr = largest_bytes(BLOCK_H, BLOCK_B)
     buffers = shared_memory(BYTES + 3 * TABLE)
@@ -71,15 +77,22 @@ def multiply_backward(
         if (s & (period - 1)) == 0:
             # As many as the layer tells of next, so that all of them can be read ahead
             there = wait(ready_ptr, there, tl.minimum(s + period, T))
-            di, df, dg, do = load_grad_gates(grad_gates_ptr, mask, H, BLOCK_H, BLOCK_B)
+            z_ptr, z_1_ptr = grad_gates_ptr + begin * (4 * H), grad_gates_ptr + begin_1 * (4 * H)
+            di, df, dg, do = load_grad_gates(
+                z_ptr + offs_z, mask & (row < count), H, BLOCK_H, BLOCK_B
+            )
             di_1, df_1, dg_1, do_1 = load_grad_gates(
-                grad_gates_ptr - 4 * step, mask & (s + 1 < T), H, BLOCK_H, BLOCK_B
+                z_1_ptr + offs_z, mask & (row < count_1) & (s + 1 < T), H, BLOCK_H, BLOCK_B
             )
             if FLOAT32:
                 # In a table of its own: of those below somebody may still read one.
                 largest = largest_gate(di, df, dg, do)
                 largest = largest_of_all(largest, buffers + BYTES + 2 * TABLE)
                 scale, inverse_s = power_of_two(largest)
+        if offsets_ptr is None:
+            begin_3, count_3 = begin_2 - size, count_2
+        else:
+            begin_3, count_3 = step_rows(offsets_ptr, s + 3, T, 1)
         buffer, table = buffers + s % 2 * (BYTES // 2), buffers + BYTES + s % 2 * TABLE
         back = inverse
         if FLOAT32:
@@ -92,18 +105,18 @@ def multiply_backward(
         if FLOAT32:
             scale, inverse_s = power_of_two(read_largest(largest_1, table))
         di, df, dg, do = di_1, df_1, dg_1, do_1
-        ahead = mask & (s + 2 < T) & ((s & (period - 1)) < period - 2)
-        di_1, df_1, dg_1, do_1 = load_grad_gates(
-            grad_gates_ptr - 8 * step, ahead, H, BLOCK_H, BLOCK_B
-        )
-        grad_gates_ptr -= 4 * step
+        ahead = mask & (row < count_2) & (s + 2 < T) & ((s & (period - 1)) < period - 2)
+        z_2_ptr = grad_gates_ptr + begin_2 * (4 * H)
+        di_1, df_1, dg_1, do_1 = load_grad_gates(z_2_ptr + offs_z, ahead, H, BLOCK_H, BLOCK_B)
         dx = gates_product(w, words, BLOCK_H, BLOCK_B, DOT)
         if FLOAT32:
             dx *= back
+        here, alive = begin * H + offs, mask & (row < count)
         if mask_ptr is not None:
-            dx *= to_tile(tl.load(mask_ptr + offs, mask=mask, other=0.0), BLOCK_H, BLOCK_B)
-        tl.store(grad_input_ptr + offs, from_tile(dx, dtype, mask), mask=mask)
-        offs -= step
+            dx *= to_tile(tl.load(mask_ptr + here, mask=alive, other=0.0), BLOCK_H, BLOCK_B)
+        tl.store(grad_input_ptr + here, from_tile(dx, dtype, mask), mask=alive)
+        begin, count, begin_1, count_1 = begin_1, count_1, begin_2, count_2
+        begin_2, count_2 = begin_3, count_3
     tl.debug_barrier()
     tell(done_ptr, T)
 
@@ -121,17 +134,17 @@ def multiply_backward(
 )
 def lstm_joint_backward_kernel(
     steps_ptrs, weight_hh_t_ptrs, grad_output_ptrs, grad_gates_ptrs, mask_ptrs,
-    grad_h_n_ptr, grad_c_n_ptr, resets_ptr, grad_h_0_ptr, grad_c_0_ptr, grad_bias_ptr, done_ptr,
-    layer, T, B, H: tl.constexpr,
+    grad_h_n_ptr, grad_c_n_ptr, offsets_ptr, resets_ptr, grad_h_0_ptr, grad_c_0_ptr, grad_bias_ptr,
+    done_ptr, layer, T, B, H: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
     """The whole sequence of one tile of BLOCK_B sequences in several layers from `layer` on, last
     step first.
 
-    Shapes: as lstm_backward_kernel has them for one direction, nothing packed. What ends in ptrs is
-        a tuple as lstm_joint_forward_kernel has it, from the lowest layer on: the last layer's
-        grad_output is given, the others are written here; weight_hh_t, mask and done as there, done
-        from the highest layer down.
+    Shapes: as lstm_backward_kernel has them for one direction. What ends in ptrs is a tuple as
+        lstm_joint_forward_kernel has it, from the lowest layer on: the last layer's grad_output is
+        given, the others are written here; weight_hh_t, mask and done as there, done from the
+        highest layer down.
     Numerics: as lstm_backward_kernel has them. A product with W_ih is as that with W_hh.
     """
     stage = tl.program_id(1)
@@ -151,13 +164,13 @@ def lstm_joint_backward_kernel(
     if multiplies:
         multiply_backward(
             w, inverse, grad_gates_ptr, of_layer(mask_ptrs, number - 1),
-            of_layer(grad_output_ptrs, number - 1), ready_ptr, done_ptr, tile, T, B,
-            H, BLOCK_H, BLOCK_B,
+            of_layer(grad_output_ptrs, number - 1), offsets_ptr, ready_ptr, done_ptr, tile,
+            T, B, H, BLOCK_H, BLOCK_B,
         )  # fmt: skip
         return
     layer_backward(
         w, inverse, infinite, of_layer(steps_ptrs, number), None,
-        of_layer(grad_output_ptrs, number), grad_h_n_ptr, grad_c_n_ptr, None, resets_ptr,
+        of_layer(grad_output_ptrs, number), grad_h_n_ptr, grad_c_n_ptr, offsets_ptr, resets_ptr,
         grad_gates_ptr, grad_h_0_ptr, grad_c_0_ptr, grad_bias_ptr,
         ready_ptr, tl.where(stage == 0, T, 0), done_ptr, stage + 1 < tl.num_programs(1),
         tile, tiles, layer + number, T, B, H, 1, BLOCK_H, BLOCK_B, VEC, False,
@@ -166,7 +179,7 @@ def lstm_joint_backward_kernel(
 
 def lstm_joint_backward(
     steps, weight_hh_t, grad_output, grad_gates, masks, grad_h_n, grad_c_n, grad_h_0, grad_c_0,
-    grad_bias, done, layer, T, B, tile, resets=None,
+    grad_bias, done, layer, T, B, tile, offsets=None, resets=None,
 ):  # fmt: skip
     """Launch lstm_joint_backward_kernel, whose docstring has the shapes.
 
@@ -178,6 +191,6 @@ def lstm_joint_backward(
     launch(
         lstm_joint_backward_kernel, (-(-B // tile["BLOCK_B"]), config.stages(layers), 1),
         *map(tuple, (steps, weight_hh_t, grad_output, grad_gates, masks)),
-        grad_h_n, grad_c_n, resets, grad_h_0, grad_c_0, grad_bias, done,
+        grad_h_n, grad_c_n, offsets, resets, grad_h_0, grad_c_0, grad_bias, done,
         layer, T, B, H, **config.joint_tile(tile), launch_cooperative_grid=True,
     )  # fmt: skip

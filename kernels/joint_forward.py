@@ -18,7 +18,7 @@ from .exchange import (
 )
 from .forward import TRANSPOSERS, layer_forward, load_matrix, transpose
 from .launching import launch
-from .layout import from_tile, inline, product, tile_indices, to_gates, to_tile
+from .layout import from_tile, inline, product, step_rows, tile_indices, to_gates, to_tile
 from .operand import to_range
 from .progress import of_layer, steps_of_layer, steps_of_product, tell, wait
 
@@ -34,7 +34,7 @@ def load_input(input_ptr, mask_ptr, offs, mask, BLOCK_H: tl.constexpr, BLOCK_B: 
 
 @inline
 def multiply_forward(
-    w, inverse, input_ptr, mask_ptr, gates_ih_ptr, ready_ptr, done_ptr, tile, T, B,
+    w, inverse, input_ptr, mask_ptr, gates_ih_ptr, offsets_ptr, ready_ptr, done_ptr, tile, T, B,
     H: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr,
 ):  # fmt: skip
     """gates_ih = W_ih input of a tile's sequences, step by step, as the input comes.
@@ -46,11 +46,15 @@ def multiply_forward(
     FLOAT32: tl.constexpr = dtype == tl.float32
     DOT: tl.constexpr = tl.float16 if FLOAT32 else dtype
     unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H)
-    row = tile * BLOCK_B
-    mask = (row + sequence < B) & (unit < H)
-    step = B.to(tl.int64) * H
-    offs = (row + sequence) * H + unit
-    gates_ih_ptr += (row + sequence) * (4 * H) + unit
+    row = tile * BLOCK_B + sequence
+    mask = (row < B) & (unit < H)
+    offs, offs_z = row * H + unit, row * (4 * H) + unit
+    # The first row of a step and of the next, and how many they have
+    size = B.to(tl.int64)
+    begin, begin_1, count, count_1 = 0 * size, size, B, B
+    if offsets_ptr is not None:
+        begin, count = step_rows(offsets_ptr, 0, T, 0)
+        begin_1, count_1 = step_rows(offsets_ptr, 1, T, 0)
     BYTES: tl.constexpr = units_bytes(BLOCK_H, BLOCK_B)
     buffers = shared_memory(BYTES + largest_bytes(BLOCK_H, BLOCK_B))
     x = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
@@ -62,24 +66,30 @@ def multiply_forward(
         if (t & (period - 1)) == 0:
             # As many as the layer tells of next, so that all of them can be read ahead
             there = wait(ready_ptr, there, tl.minimum(t + period, T))
-            x = load_input(input_ptr, mask_ptr, offs, mask, BLOCK_H, BLOCK_B)
+            x = load_input(
+                input_ptr, mask_ptr, begin * H + offs, mask & (row < count), BLOCK_H, BLOCK_B
+            )
+        if offsets_ptr is None:
+            begin_2, count_2 = begin_1 + size, count_1
+        else:
+            begin_2, count_2 = step_rows(offsets_ptr, t + 2, T, 0)
         scale = inverse
         if FLOAT32 and mask_ptr is not None:
             # Dropout makes numbers larger than 1, by as much as you like.
             x, inverse_x = to_range(x, buffers + BYTES)
             scale = inverse * inverse_x
         words = exchange_units(x.to(DOT), buffers, t)
-        offs += step
-        ahead = mask & (t + 1 < T) & (((t + 1) & (period - 1)) != 0)
-        x = load_input(input_ptr, mask_ptr, offs, ahead, BLOCK_H, BLOCK_B)
+        ahead = mask & (row < count_1) & (t + 1 < T) & (((t + 1) & (period - 1)) != 0)
+        x = load_input(input_ptr, mask_ptr, begin_1 * H + offs, ahead, BLOCK_H, BLOCK_B)
         d_i, d_f, d_g, d_o = to_gates(product(w, to_operand(words, BLOCK_H, BLOCK_B, DOT)), BLOCK_B)
         if FLOAT32:
             d_i, d_f, d_g, d_o = d_i * scale, d_f * scale, d_g * scale, d_o * scale
-        tl.store(gates_ih_ptr, from_tile(d_i, dtype, mask), mask=mask)
-        tl.store(gates_ih_ptr + H, from_tile(d_f, dtype, mask), mask=mask)
-        tl.store(gates_ih_ptr + 2 * H, from_tile(d_g, dtype, mask), mask=mask)
-        tl.store(gates_ih_ptr + 3 * H, from_tile(d_o, dtype, mask), mask=mask)
-        gates_ih_ptr += 4 * step
+        z_ptr, alive = gates_ih_ptr + begin * (4 * H) + offs_z, mask & (row < count)
+        tl.store(z_ptr, from_tile(d_i, dtype, mask), mask=alive)
+        tl.store(z_ptr + H, from_tile(d_f, dtype, mask), mask=alive)
+        tl.store(z_ptr + 2 * H, from_tile(d_g, dtype, mask), mask=alive)
+        tl.store(z_ptr + 3 * H, from_tile(d_o, dtype, mask), mask=alive)
+        begin, count, begin_1, count_1 = begin_1, count_1, begin_2, count_2
     tl.debug_barrier()
     tell(done_ptr, T)
 
@@ -100,16 +110,16 @@ def multiply_forward(
 def lstm_joint_forward_kernel(
     gates_ih_ptrs, bias_ih_ptrs, bias_hh_ptrs, weight_hh_ptrs, output_ptrs, steps_ptrs,
     weight_hh_t_ptrs, weight_ih_ptrs, mask_ptrs,
-    h_0_ptr, c_0_ptr, resets_ptr, h_n_ptr, c_n_ptr, done_ptr,
+    h_0_ptr, c_0_ptr, offsets_ptr, resets_ptr, h_n_ptr, c_n_ptr, done_ptr,
     layer, T, B, H: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr,
 ):  # fmt: skip
     """The whole sequence of one tile of BLOCK_B sequences, in several layers from `layer` on.
 
-    Shapes: as lstm_forward_kernel has them for one direction, nothing packed. What ends in ptrs is
-        a tuple, one of each layer: the first layer's gates_ih is given, the others are written
-        here. Of all but the first: weight_ih (4, H, H); mask (T, B, H) what multiplies the input,
-        Nones for ones; and room in weight_hh_t, (2, H, 4, H), for W_ih transposed, too. done
+    Shapes: as lstm_forward_kernel has them for one direction. What ends in ptrs is a tuple, one of
+        each layer: the first layer's gates_ih is given, the others are written here. Of all but
+        the first: weight_ih (4, H, H); mask (T, B, H), packed (rows, H), what multiplies the
+        input, Nones for ones; and room in weight_hh_t, (2, H, 4, H), for W_ih transposed, too. done
         (stages, tiles), int32, first zeros: the steps that first layer, product, second layer,
         product and so on have written.
     Numerics: as lstm_forward_kernel has them. A product with W_ih is as that with W_hh, so of
@@ -142,20 +152,20 @@ def lstm_joint_forward_kernel(
     if multiplies:
         multiply_forward(
             w, inverse, of_layer(output_ptrs, number - 1), of_layer(mask_ptrs, number - 1),
-            gates_ih_ptr, ready_ptr, done_ptr, tile, T, B, H, BLOCK_H, BLOCK_B,
+            gates_ih_ptr, offsets_ptr, ready_ptr, done_ptr, tile, T, B, H, BLOCK_H, BLOCK_B,
         )  # fmt: skip
         return
     layer_forward(
         w, inverse, gates_ih_ptr, of_layer(bias_ih_ptrs, number), of_layer(bias_hh_ptrs, number),
-        None, h_0_ptr, c_0_ptr, None, resets_ptr, of_layer(output_ptrs, number), h_n_ptr, c_n_ptr,
-        of_layer(steps_ptrs, number),
+        None, h_0_ptr, c_0_ptr, offsets_ptr, resets_ptr, of_layer(output_ptrs, number), h_n_ptr,
+        c_n_ptr, of_layer(steps_ptrs, number),
         ready_ptr, tl.where(stage == 0, T, 0), done_ptr, stage + 1 < tl.num_programs(1),
         tile, tiles, layer + number, T, B, H, 1, BLOCK_H, BLOCK_B, VEC, False,
     )  # fmt: skip
 
 
 def lstm_joint_forward(
-    layers, weight_ih, masks, h_0, c_0, h_n, c_n, done, layer, T, B, tile, resets=None
+    layers, weight_ih, masks, h_0, c_0, h_n, c_n, done, layer, T, B, tile, offsets=None, resets=None
 ):
     """Launch lstm_joint_forward_kernel, whose docstring has the shapes.
 
@@ -169,6 +179,6 @@ def lstm_joint_forward(
     launch(
         lstm_joint_forward_kernel, (tiles + extra, config.stages(len(layers)), 1),
         *zip(*layers, strict=True), tuple(weight_ih), tuple(masks),
-        h_0, c_0, resets, h_n, c_n, done,
+        h_0, c_0, offsets, resets, h_n, c_n, done,
         layer, T, B, H, **config.joint_tile(tile), launch_cooperative_grid=True,
     )  # fmt: skip

@@ -162,16 +162,16 @@ def _forward(call, input, masks, resets, h_0, c_0, weights, saved):
     h_0, c_0, flags = _states(h_0, c_0, resets, D)
     # The kernel's h is what W_hr projects.
     last = input.new_empty(L * D, B, H) if projected else h_n
-    # Packed sequences begin at different steps, the kernel's h is not projected, and slices
-    # exchange what is below 1.
-    folded = h_0 is not None and (packing or projected or call.sliced)
+    # Packed sequences end at different steps, with which the second direction begins; the kernel's
+    # h is not projected; and slices exchange what is below 1.
+    folded = h_0 is not None and ((packing and D == 2) or projected or call.sliced)
     (done,) = new_counters(call.counters, input, 1)
     x, group = input, []
     for layer in range(L):
         directions = call.weights(weights, layer)
         # Of several layers at once the kernel multiplies for all but the first.
         if group:
-            gates_ih = input.new_empty(T * B, 4 * H)
+            gates_ih = input.new_empty(math.prod(rows), 4 * H)
         else:
             gates_ih = _gates_ih(x.reshape(-1, x.shape[-1]), directions)
         if folded:
@@ -196,7 +196,8 @@ def _forward(call, input, masks, resets, h_0, c_0, weights, saved):
             weight_ih = [call.weights(weights, n)[0].weight_ih for n in range(first + 1, layer + 1)]
             kernels().joint_forward.lstm_joint_forward(
                 group, map(contiguous, weight_ih), _between(masks, first, layer), h_0, c_0,
-                h_n, c_n, done[layer // call.layers], first, T, B, call.tile, flags,
+                h_n, c_n, done[layer // call.layers], first, T, B, call.tile,
+                packing and packing.offsets, flags,
             )  # fmt: skip
         else:
             kernels().forward.lstm_forward(
@@ -259,9 +260,10 @@ def _backward(
         elif (bottom := max(lowest, layer // call.layers * call.layers)) < layer:
             kept = saved[bottom * SAVED : (layer + 1) * SAVED]
             *below, grad_gates = joint_backward(
-                call, kept[2::SAVED], kept[3::SAVED], _between(masks, bottom, layer),
-                aligned(grad_hidden), grad_h_n, grad_c_n, grad_h_0, grad_c_0, bias_parts,
-                done[layer // call.layers], bottom, T, B, flags,
+                call, math.prod(rows), kept[2::SAVED], kept[3::SAVED],
+                _between(masks, bottom, layer), aligned(grad_hidden), grad_h_n, grad_c_n, grad_h_0,
+                grad_c_0, bias_parts, done[layer // call.layers], bottom, T, B,
+                packing and packing.offsets, flags,
             )  # fmt: skip
         else:
             grad_gates = input.new_empty(D * math.prod(rows), 4 * H)

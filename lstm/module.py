@@ -211,7 +211,7 @@ class LSTM(RNNBase):
         H, dtype, precision = self.hidden_size, compute_dtype(x), fp32_precision()
         T, B = self._steps_and_batch(input)
         # As in streaming inference. A launch does such a step of one direction, not projected.
-        if T == 1 and not self.bidirectional and not self.proj_size:
+        if T == 1 and x is input and not self.bidirectional and not self.proj_size:
             states = hx if two_tensors(hx) else ()
             if not differentiable((*weights, x, *states)):
                 plan = plans.cell_plan(
@@ -220,18 +220,15 @@ class LSTM(RNNBase):
                 )  # fmt: skip
                 if plan.path == "fused":
                     return plan
-        # Packed, as many steps as there are: 0 here
         layers = plans.joinable(T, self.num_layers, self.proj_size)
         return plans.plan_on(x.device, H, B, dtype, precision, self.bidirectional, layers)
 
     def _steps_and_batch(self, input):
-        """Steps, 0 of packed ones, which are as many as there are, and sequences, 0 where nobody
-        could say.
-        """
+        """Steps and sequences; 0 where nobody could say."""
         if isinstance(input, PackedSequence):
             sizes = input.batch_sizes
             known = isinstance(sizes, torch.Tensor) and sizes.dim() == 1 and len(sizes) > 0
-            return 0, int(sizes[0]) if known else 0
+            return (len(sizes), int(sizes[0])) if known else (0, 0)
         shape = input.shape
         if len(shape) != 3:
             return shape[0] if shape else 0, 1

@@ -47,19 +47,19 @@ def new_counters(sizes, like, passes):
 
 
 def joint_backward(
-    call, steps, weight_hh_t, masks, grad_output, grad_h_n, grad_c_n, grad_h_0, grad_c_0,
-    bias_parts, done, layer, T, B, resets=None,
+    call, rows, steps, weight_hh_t, masks, grad_output, grad_h_n, grad_c_n, grad_h_0, grad_c_0,
+    bias_parts, done, layer, T, B, offsets=None, resets=None,
 ):  # fmt: skip
-    """Gradients of the gates' sums of several layers at once, from `layer` on. steps, weight_hh_t:
-    of each; grad_output: of the last, None for zeros.
+    """Gradients of the gates' sums of several layers at once, from `layer` on. rows: of all steps;
+    steps, weight_hh_t: of each layer; grad_output: of the last, None for zeros.
     """
     # Not parts of one tensor: kernels are compiled for what is aligned, as every tensor begins.
-    grad_gates = [x.new_empty(T * B, 4 * call.H) for x in steps]
-    grad_outputs = [x.new_empty(T * B, call.H) for x in steps[1:]]
-    grad_outputs.append(steps[0].new_zeros(T * B, call.H) if grad_output is None else grad_output)
+    grad_gates = [x.new_empty(rows, 4 * call.H) for x in steps]
+    grad_outputs = [x.new_empty(rows, call.H) for x in steps[1:]]
+    grad_outputs.append(steps[0].new_zeros(rows, call.H) if grad_output is None else grad_output)
     kernels().joint_backward.lstm_joint_backward(
         steps, weight_hh_t, grad_outputs, grad_gates, masks, grad_h_n, grad_c_n, grad_h_0, grad_c_0,
-        bias_parts, done, layer, T, B, call.tile, resets,
+        bias_parts, done, layer, T, B, call.tile, offsets, resets,
     )  # fmt: skip
     return grad_gates
 

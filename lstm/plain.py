@@ -112,8 +112,8 @@ def _backward(call, input, grads, saved, weights, needs, done, mm=torch.mm):
         elif (bottom := max(lowest, layer // call.layers * call.layers)) < layer:
             kept = saved[3 * bottom + 1 : 3 * layer + 3]
             *below, dz = joint_backward(
-                call, kept[::3], kept[1::3], None, grad, grad_h_n, grad_c_n, None, None, bias_parts,
-                done[layer // call.layers], bottom, T, B,
+                call, T * B, kept[::3], kept[1::3], None, grad, grad_h_n, grad_c_n, None, None,
+                bias_parts, done[layer // call.layers], bottom, T, B,
             )  # fmt: skip
         else:
             dz = input.new_empty(T * B, 4 * H)

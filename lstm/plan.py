@@ -158,7 +158,7 @@ def refusal(input):
 
 
 def joinable(steps, layers, proj_size):
-    """How many layers may run at once, if the card has room for it. steps: 0 if packed."""
+    """How many layers may run at once, if the card has room for it."""
     return layers if steps >= MIN_JOINT_STEPS and not proj_size else 1
 
 

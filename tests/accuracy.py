@@ -149,7 +149,7 @@ def packing(case):
 
 def planned(case):
     """The plan the module would have for a case."""
-    steps = 0 if case.batch_sizes is not None else len(case.input)
+    steps = len(case.input if case.batch_sizes is None else case.batch_sizes)
     H, dtype = case.layers[0][1].shape[0] // 4, case.input.dtype
     B = case.input.shape[1] if case.batch_sizes is None else int(case.batch_sizes[0])
     device = case.input.device

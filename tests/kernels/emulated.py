@@ -19,6 +19,7 @@ from triton.runtime.jit import create_function_from_signature
 from lstm import reference
 from lstm.kernels import backward, config, forward, joint_backward, joint_forward
 from lstm.kernels.slices import Meeting
+from lstm.packing import Packing
 from tests.kernels.ptx import PTXError, run
 
 
@@ -161,6 +162,8 @@ CASES = [
     Case(16, "float32", 90, T=70, B=2, layers=2, saved=False, block_b=4),
     Case(24, "float16", 89, T=10, B=5, layers=3, block_b=4, resets=True),
     Case(16, "float32", 80, T=11, B=3, layers=4, block_b=2),
+    Case(128, "float32", 90, T=10, B=14, layers=2, packed=True, block_b=4),
+    Case(24, "bfloat16", 80, T=9, B=13, layers=3, packed=True, resets=True),
 ]  # fmt: skip
 
 
@@ -183,6 +186,12 @@ def shifted(x):
     return whole[1:].view(x.shape).copy_(x)
 
 
+def step_sizes(case):
+    """How many sequences each step has: of packed ones fewer and fewer."""
+    fewer = 3 * case.packed * torch.arange(case.T)
+    return (case.B - fewer).clamp(min=1)
+
+
 def run_case(case, change=None, short=0):
     """Forward and backward. Returns: the relative error of each tensor."""
     torch.manual_seed(0)
@@ -192,8 +201,7 @@ def run_case(case, change=None, short=0):
     tile = config.tile(H, B, dtype.itemsize, exact=case.exact, block_b=case.block_b)
     S, tiles = config.slices(H, tile), -(-B // case.block_b)
     size, sliced = tile["BLOCK_H"] * case.block_b, "PARTS" in tile
-    # The tiles, from the first to the last, have fewer and fewer sequences.
-    sizes = [max(1, B - 3 * t) for t in range(T)] if case.packed else [B] * T
+    sizes = step_sizes(case).tolist()
     offsets = [0, *torch.tensor(sizes).cumsum(0).tolist()]
     rows = (offsets[-1],) if case.packed else (T, B)
 
@@ -212,7 +220,8 @@ def run_case(case, change=None, short=0):
         weight_hh[:, 1, -2:, 3] = 3e5
     bias_ih, bias_hh = [shifted(full(D, 4, H)) if case.bias else None for _ in range(2)]
     # Their own product is the caller's where a launch cannot have it.
-    h_0 = shifted(full(D, B, H)) if case.states and not (case.packed or sliced) else None
+    given = case.states and not ((case.packed and D == 2) or sliced)
+    h_0 = shifted(full(D, B, H)) if given else None
     c_0 = shifted(full(D, B, H)) if case.states else None
     flags = (torch.rand(rows) < 0.3).to(torch.uint8) if case.resets else None
     if case.resets:
@@ -309,6 +318,8 @@ def run_joint_case(case, change=None, short=0):
     L, H, T, B, dtype = case.layers, case.H, case.T, case.B, getattr(torch, case.dtype)
     tile = config.tile(H, B, dtype.itemsize, block_b=case.block_b)
     tiles, size = -(-B // case.block_b), tile["BLOCK_H"] * case.block_b
+    packing = Packing(step_sizes(case), "cpu")
+    rows = (packing.rows,) if case.packed else (T, B)
 
     def full(*shape, scale=1.0):
         return (scale * torch.randn(shape)).to(dtype)
@@ -329,23 +340,23 @@ def run_joint_case(case, change=None, short=0):
             gates_ih,
             *with_bias(),
             weight_hh,
-            empty(T, B, H),
+            empty(*rows, H),
             *(saved if case.saved else (None, None)),
         )
 
-    layers = [layer(full(T, B, 4 * H), 1)]
-    layers += [layer(empty(T, B, 4 * H), 2) for _ in range(1, L)]
+    layers = [layer(full(*rows, 4 * H), 1)]
+    layers += [layer(empty(*rows, 4 * H), 2) for _ in range(1, L)]
     weight_ih = [full(4 * H, H, scale=H**-0.5) for _ in range(1, L)]
     h_0, c_0 = (shifted(full(L, B, H)) if case.states else None for _ in range(2))
     h_n, c_n = shifted(empty(L, B, H)), shifted(empty(L, B, H))
     flags = masks = None
     if case.resets:
-        flags = (torch.rand(T, B) < 0.3).to(torch.uint8)
-        flags[0] = 0
-        masks = [(torch.rand(T, B, H) < 0.5).to(dtype) * 2 for _ in range(1, L)]
-    resets = shifted(flags)
+        flags = (torch.rand(rows) < 0.3).to(torch.uint8)
+        flags.view(-1)[:B] = 0
+        masks = [(torch.rand(*rows, H) < 0.5).to(dtype) * 2 for _ in range(1, L)]
+    offsets, resets = packing.offsets if case.packed else None, shifted(flags)
     joint_forward.lstm_joint_forward(
-        layers, weight_ih, masks, h_0, c_0, h_n, c_n, none_done(), 0, T, B, tile, resets
+        layers, weight_ih, masks, h_0, c_0, h_n, c_n, none_done(), 0, T, B, tile, offsets, resets
     )
 
     def exactly(x):
@@ -359,7 +370,7 @@ def run_joint_case(case, change=None, short=0):
     truth = reference.lstm(
         x, exact_h_0, exact_c_0, [tuple(w for w in ws if w is not None) for ws in weights],
         masks and [mask.double() for mask in masks], None if flags is None else flags.bool(),
-        1, None, F.linear,
+        1, packing.batch_sizes if case.packed else None, F.linear,
     )  # fmt: skip
     errors = {
         "output": reference.relative_error(layers[-1][4], truth[0]),
@@ -372,27 +383,26 @@ def run_joint_case(case, change=None, short=0):
     assert torch.equal(layers[0][-1], layers[0][3].t()[None])
     for w, (_, _, _, weight_hh, _, _, transposed) in zip(weight_ih, layers[1:], strict=True):
         assert torch.equal(transposed, torch.stack((weight_hh.t(), w.t())))
-    upstream = [full(T, B, H), *(full(L, B, H) if case.states else None for _ in range(2))]
+    upstream = [full(*rows, H), *(full(L, B, H) if case.states else None for _ in range(2))]
     *_, steps, weight_hh_t = zip(*layers, strict=True)
-    grad_outputs = [*(empty(T, B, H) for _ in weight_ih), upstream[0]]
-    grad_gates = [empty(T, B, 4 * H) for _ in layers]
+    grad_outputs = [*(empty(*rows, H) for _ in weight_ih), upstream[0]]
+    grad_gates = [empty(*rows, 4 * H) for _ in layers]
     grads_0 = [shifted(empty(L, B, H)) if case.states else None for _ in range(2)]
     grad_bias = None
     if case.bias and (parts := tiles * config.bias_parts(tile)):
         grad_bias = torch.full((L, parts, 4 * H), torch.nan)
     joint_backward.lstm_joint_backward(
         steps, weight_hh_t, grad_outputs, grad_gates, masks, *map(shifted, upstream[1:]), *grads_0,
-        grad_bias, none_done(), 0, T, B, tile, resets,
+        grad_bias, none_done(), 0, T, B, tile, offsets, resets,
     )  # fmt: skip
     given = [(y, g) for y, g in zip(truth, upstream, strict=True) if g is not None]
     sum((y * g.double()).sum() for y, g in given).backward()
     errors["grad_gates"] = reference.relative_error(grad_gates[0], x.grad)
-    kept = 1 - flags[1:, :, None] if case.resets else 1
     for n in range(1, L):
-        output, dz = layers[n][4].double(), grad_gates[n].double()
-        grad_weight = (dz[1:] * kept).flatten(0, 1).t() @ output[:-1].flatten(0, 1)
-        if case.states:
-            grad_weight += dz[0].t() @ h_0[n].double()
+        first = h_0[n] if case.states else torch.zeros(B, H, dtype=dtype)
+        h = torch.cat((layers[n][4].view(-1, H), first)).double()[packing.previous[0]]
+        h = h if flags is None else h * (1 - flags.view(-1, 1))
+        grad_weight = grad_gates[n].view(-1, 4 * H).double().t() @ h
         errors[f"grad_weight_hh_{n}"] = reference.relative_error(grad_weight, weights[n][1].grad)
     for layer in range(L) if grad_bias is not None else ():
         exact_bias = weights[layer][2].grad

@@ -117,16 +117,18 @@ def joint_calls(first=0):
             for weight in (x, moved, x)[:layers]
         ]
         masks = (layers - 1) * [x] if masked else None
+        cuts = torch.zeros(48, dtype=torch.uint8) if masked else None
+        offsets = torch.zeros(17, dtype=torch.int64) if layers == 3 else None
         yield from captured(
             joint_forward.lstm_joint_forward, own, (layers - 1) * [x], masks, None, state, state,
-            state, done, 0, 16, 3, tile, torch.zeros(48, dtype=torch.uint8) if masked else None,
+            state, done, 0, 16, 3, tile, offsets, cuts,
         )  # fmt: skip
         if saved:
             sums = torch.zeros(layers, 4 * H) if bias else None
             yield from captured(
                 joint_backward.lstm_joint_backward, *([y] * layers for y in kept),
                 (x, moved, x)[:layers], layers * [x], masks, state, None, None, state, sums, done,
-                0, 16, 3, tile,
+                0, 16, 3, tile, offsets, cuts,
             )  # fmt: skip
 
 

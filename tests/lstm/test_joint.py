@@ -17,6 +17,7 @@ from tests.accuracy import (
     call_of,
     expects_overflow,
     make_case,
+    packed,
     reset,
 )
 from tests.lstm.pairs import assert_equal, assert_same, flat, make_input, pair, run
@@ -133,6 +134,26 @@ def test_resets(dtype, num_layers, device):
     assert_matches(reset(joint(T, 5, 7, 20, dtype, device, num_layers=num_layers)))
 
 
+LENGTHS = [T + 2, T + 2, T, 9, 4, 1, 1]
+
+
+@pytest.mark.parametrize("BLOCK_B", [2, 4, 8])
+@pytest.mark.parametrize(("dtype", "num_layers"), [*zip(DTYPES, (2, 3, 2), strict=True)])
+def test_packed_sequences(dtype, num_layers, BLOCK_B, device):
+    case = make_case(T + 2, len(LENGTHS), 7, 20, dtype, device, num_layers=num_layers)
+    case = packed(case, LENGTHS)
+    assert call_of(case).layers == num_layers
+    assert_matches(case, BLOCK_B=BLOCK_B)
+
+
+@pytest.mark.parametrize("options", [{"hx": False}, {"bias": False}, {"reach": "h_n c_n"}])
+def test_packed_sequences_with_resets_and_dropout(options, device):
+    case = reset(joint(T + 2, len(LENGTHS), 7, 20, device=device, num_layers=3, **options))
+    case = packed(case, LENGTHS)
+    masks = [2 * (torch.rand(len(case.input), 20) < 0.5).to(case.input) for _ in range(2)]
+    assert_matches(replace(case, masks=masks))
+
+
 @expects_overflow
 def test_weights_beyond_float16(device):
     case = joint(T, 5, 7, 20, device=device)
@@ -175,6 +196,25 @@ def test_frozen_layers(bias, frozen, backward, device, launches):
         grads.append(torch.autograd.grad(output.square().sum() + h_n.sum(), wanted))
     assert_same(*grads)
     assert launches == {"forward": 3, "backward": backward}
+
+
+@pytest.mark.parametrize("hx", [False, True])
+def test_the_module_with_packed_sequences(hx, device, launches, joined):
+    ours, theirs = pair(7, 20, 2, device=device)
+    x = [make_input(n, 7, device=device) for n in (4, T + 2, 1, T)]
+    x = torch.nn.utils.rnn.pack_sequence(x, enforce_sorted=False)
+    states = tuple(make_input(2, 4, 20, device=device) for _ in range(2)) if hx else None
+    assert ours.explain(x).layers == 2
+    data = x.data.detach().requires_grad_()
+
+    def results(module):
+        output, states_n = module(x._replace(data=data), states)
+        returned = output.data, *states_n
+        loss = sum(y.square().sum() for y in returned)
+        return *returned, *torch.autograd.grad(loss, [data, *module.parameters()])
+
+    assert_same(results(ours), results(theirs))
+    assert launches == {"forward": 2, "backward": 2} and joined == [2, 2]
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -285,11 +325,6 @@ def test_one_layer_after_the_other(options, steps, device):
     x = make_input(steps, 5, 7, device=device)
     assert module.explain(x).path == "fused" and module.explain(x).layers == 1
     assert "at once" not in str(module.explain(x))
-
-
-def test_packed_sequences_take_one_layer_after_the_other(device):
-    x = torch.nn.utils.rnn.pack_sequence([make_input(n, 7, device=device) for n in (T + 2, T)])
-    assert LSTM(7, 20, 2, device=device).explain(x).layers == 1
 
 
 def test_the_environment_keeps_layers_apart(device, monkeypatch):
