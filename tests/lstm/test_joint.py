@@ -310,6 +310,17 @@ def test_the_compilers_operator(device):
     assert_equal(*grads)
 
 
+@pytest.mark.usefixtures("by_twos")
+@pytest.mark.parametrize("num_layers", [3, 4])
+def test_all_that_the_operator_returns_is_written(num_layers, device):
+    """Two layers at once, and of three the last alone, whose W_ih nobody transposes."""
+    module, x = LSTM(7, 20, num_layers, device=device), make_input(T, 5, 7, device=device)
+    given = x, None, None, list(module.parameters()), [], None, num_layers, 1, "tf32", True
+    returned = torch.ops.fused_lstm.forward(*given)
+    assert len(returned) > 3 and all(y.isfinite().all() for y in returned)
+    assert_equal(torch.ops.fused_lstm.forward(*given), returned)
+
+
 # What differs from a call that runs layers at once, and for how many layers in one launch
 APART = {
     "too few steps": (dict(num_layers=2), T - 1),
