@@ -128,6 +128,8 @@ def backward(call, grads, masks, resets, saved, inputs, needs):
     input, h_0, c_0, *weights = inputs
     given = call, input, grads, masks, resets, saved, h_0, c_0, weights, needs
     if captured(input):
+        if call.packing:
+            call.packing.prepare()
         with Branches(input.device) as branches:
             return on_device_of(_backward, *given, branches.run)
     return on_device_of(_backward, *given)

@@ -61,6 +61,10 @@ class Packing:
         lengths = (self.offsets.diff()[:, None] > sequence).sum(0)
         return sequence, self.offsets[lengths - 1] + sequence
 
+    def prepare(self):
+        """Make `previous` and `first` now: later another stream may be the first to ask for them."""
+        return self.previous, self.first
+
     @cached_property
     def host_offsets(self):
         """`offsets` as a list."""

@@ -142,15 +142,17 @@ def test_every_stream_waits_for_what_it_reads(options, machine, monkeypatch):
     output, _ = module(x, hx, **({} if resets is None else {"resets": resets}))
     output = output.data if packed else output
     given, grad = [*fed, *module.parameters()], torch.ones_like(output)
-    with monkeypatch.context() as patch:
-        patch.setattr(layer, "captured", lambda x: False)
-        patch.setattr(plain, "captured", lambda x: False)
-        expected = torch.autograd.grad(output, given, grad, retain_graph=True)
-    assert not machine.used[machine.others[0]]
     with machine:
-        grads = torch.autograd.grad(output, given, grad)
+        grads = torch.autograd.grad(output, given, grad, retain_graph=True)
         # Whoever asked for the gradients reads them on the stream it asked on.
         machine.runs(grads, {})
     assert all(machine.used[stream] for stream in (machine.current, *machine.others[:2]))
     assert not [stream for stream, _ in machine.read if stream is not machine.current]
+    # Not before, or what is made once and kept would be there.
+    machine.used.clear()
+    with monkeypatch.context() as patch, machine:
+        patch.setattr(layer, "captured", lambda x: False)
+        patch.setattr(plain, "captured", lambda x: False)
+        expected = torch.autograd.grad(output, given, grad)
+    assert machine.used.keys() == {machine.current}
     assert_equal(grads, expected)
