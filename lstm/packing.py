@@ -62,7 +62,7 @@ class Packing:
         return sequence, self.offsets[lengths - 1] + sequence
 
     def prepare(self):
-        """Make `previous` and `first` now: later another stream may be the first to ask for them."""
+        """Make `previous` and `first` now: later several streams may ask for them."""
         return self.previous, self.first
 
     @cached_property
