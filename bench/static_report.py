@@ -419,8 +419,9 @@ def limits(configuration: Configuration) -> dict[str, int]:
     return {
         "spills": 0,
         "hgmma + utchmma": 0,
-        # One for each exchange, and for the table, but for a scale of two steps before
-        "bar": 1 + scaled + again,
+        # One for each exchange, and for the table, but for a scale of two steps before; another one
+        # in backward's product, before it tells how far it is
+        "bar": 1 + scaled + again + (joint and backward and not scaled),
         "lds + ldsm": reads + scaled + again,
         # Packed also where the rows of a later step begin and end; resets of a thread's sequences.
         "ldg": loads
@@ -428,7 +429,7 @@ def limits(configuration: Configuration) -> dict[str, int]:
         + resets * sequences
         # The counter of the layer below, when what is known of it is used up
         + joint,
-        # What tells the layer above, every 4 or 16 steps (kernels/progress.py)
+        # What tells the next stage, every 4 to 16 steps (kernels/progress.py)
         "membar": joint,
         # The largest number of the lanes of a sequence and then of the warps, three steps each, two
         # sequences at once

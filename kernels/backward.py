@@ -63,7 +63,7 @@ from .operand import (
     power_of_two,
     split,
 )
-from .progress import steps_of_layer, tell, wait
+from .progress import steps_of_layer, tell, tell_all, wait
 from .sliced_backward import lstm_sliced_backward_kernel
 from .slices import launch_slices
 
@@ -419,8 +419,7 @@ def layer_backward(
         write_grad_gates(sum_i, sum_f, sum_g, sum_o, grad_bias_ptr, tl.float32, inside, inside, H)
     if done_ptr is not None:  # noqa: SIM102
         if heard:
-            tl.debug_barrier()
-            tell(done_ptr, T)
+            tell_all(done_ptr, T)
 
 
 @triton.jit(

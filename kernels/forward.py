@@ -51,7 +51,7 @@ from .layout import (
 )
 from .memory import load_biases, load_gates, save_step
 from .operand import LEAST, REST, load_exact_weights, load_weights, split, to_range
-from .progress import steps_of_layer, tell, wait
+from .progress import steps_of_layer, tell, tell_all, wait
 from .sliced_forward import lstm_sliced_forward_kernel
 from .slices import launch_slices
 
@@ -429,8 +429,7 @@ def layer_forward(
     tl.store(c_n_ptr + offs_state, from_tile(c, dtype, mask), mask=mask)
     if done_ptr is not None:  # noqa: SIM102
         if heard:
-            tl.debug_barrier()
-            tell(done_ptr, T)
+            tell_all(done_ptr, T)
 
 
 # T and B change from call to call, and with B the addresses at which a layer's states begin. They

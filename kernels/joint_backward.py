@@ -24,7 +24,7 @@ from .launching import launch
 from .layout import from_tile, inline, step_rows, tile_indices, to_tile
 from .memory import load_gates
 from .operand import largest_gate, power_of_two
-from .progress import of_layer, steps_of_layer, steps_of_product, tell, wait
+from .progress import of_layer, steps_of_layer, tell_all, wait
 
 
 @inline
@@ -71,10 +71,8 @@ def multiply_backward(
     )
     there, period = 0, steps_of_layer(T)
     for s in range(T):
-        if (s % steps_of_product() == 1) & (s > 1):
-            # All threads had written those before the last one when they met in its exchange.
-            tell(done_ptr, s - 1)
         if (s & (period - 1)) == 0:
+            tell_all(done_ptr, s)
             # As many as the layer tells of next, so that all of them can be read ahead
             there = wait(ready_ptr, there, tl.minimum(s + period, T))
             z_ptr, z_1_ptr = grad_gates_ptr + begin * (4 * H), grad_gates_ptr + begin_1 * (4 * H)
@@ -117,8 +115,7 @@ def multiply_backward(
         tl.store(grad_input_ptr + here, from_tile(dx, dtype, mask), mask=alive)
         begin, count, begin_1, count_1 = begin_1, count_1, begin_2, count_2
         begin_2, count_2 = begin_3, count_3
-    tl.debug_barrier()
-    tell(done_ptr, T)
+    tell_all(done_ptr, T)
 
 
 @triton.jit(

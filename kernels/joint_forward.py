@@ -20,7 +20,7 @@ from .forward import TRANSPOSERS, layer_forward, load_matrix, transpose
 from .launching import launch
 from .layout import from_tile, inline, product, step_rows, tile_indices, to_gates, to_tile
 from .operand import to_range
-from .progress import of_layer, steps_of_layer, steps_of_product, tell, wait
+from .progress import of_layer, steps_of_layer, tell_all, wait
 
 
 @inline
@@ -60,10 +60,8 @@ def multiply_forward(
     x = tl.zeros((BLOCK_H, BLOCK_B), tl.float32)
     there, period = 0, steps_of_layer(T)
     for t in range(T):
-        if (t % steps_of_product() == 1) & (t > 1):
-            # All threads had written those before the last one when they met in its exchange.
-            tell(done_ptr, t - 1)
         if (t & (period - 1)) == 0:
+            tell_all(done_ptr, t)
             # As many as the layer tells of next, so that all of them can be read ahead
             there = wait(ready_ptr, there, tl.minimum(t + period, T))
             x = load_input(
@@ -90,8 +88,7 @@ def multiply_forward(
         tl.store(z_ptr + 2 * H, from_tile(d_g, dtype, mask), mask=alive)
         tl.store(z_ptr + 3 * H, from_tile(d_o, dtype, mask), mask=alive)
         begin, count, begin_1, count_1 = begin_1, count_1, begin_2, count_2
-    tl.debug_barrier()
-    tell(done_ptr, T)
+    tell_all(done_ptr, T)
 
 
 @triton.jit(

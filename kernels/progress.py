@@ -7,16 +7,15 @@ product. Besides it each program that others wait for has a counter, of the step
 which starts at 0.
 
 A counter says so with release, which waits until all that the program has written is seen by the
-others, hundreds of cycles; so it is told a few steps at a time. Its reader asks with acquire,
-hundreds of cycles too, so it asks only when the last answer is used up. It may fall behind by
-asking, but then the next answer is of more steps.
+others, hundreds of cycles; so it is told a few steps at a time, by a product before it waits for
+the next ones. Its reader asks with acquire, hundreds of cycles too, so it asks only when the last
+answer is used up. It may fall behind by asking, but then the next answer is of more steps.
 
 All programs of a launch have to run, or some wait for ever: the launch is cooperative, as that of
 slices (slices.py). Nobody waits in a circle: each stage waits for the one before it alone. In the
 interpreter programs run one after the other, in that order, and find all they need.
 """
 
-import triton
 import triton.language as tl
 
 from .layout import INTERPRETED, inline
@@ -30,13 +29,7 @@ def steps_of_layer(T):
     Telling takes a layer as long as half a step (estimated), waiting the next one as long as so
     many: of few steps the second counts, of many the first.
     """
-    return tl.where(T < 64, 4, tl.where(T < 256, 8, 16))
-
-
-@triton.constexpr_function
-def steps_of_product():
-    """The same of the product between two layers, which has time to spare."""
-    return 4
+    return tl.where(T < 64, 4, tl.where(T < 384, 8, 16))
 
 
 @inline
@@ -59,6 +52,13 @@ def tell(done_ptr, steps):
             "@p st.release.gpu.global.b32 [$1], $2; told_${:uid}: mov.b32 $0, 0; }",
             "=r,l,r", [done_ptr.to(tl.int64), steps], dtype=tl.int32, is_pure=False, pack=1,
         )  # fmt: skip
+
+
+@inline
+def tell_all(done_ptr, steps):
+    """The same of the last step, too, which not all threads have left behind yet."""
+    tl.debug_barrier()
+    tell(done_ptr, steps)
 
 
 @inline
