@@ -10,8 +10,8 @@ from functools import cache
 
 import torch
 
-# More would find no multiprocessors to run on beside the others.
-STREAMS = 3
+# Two layers have four products, which are small; more or larger ones fill a card (not measured).
+STREAMS = 4
 
 
 def captured(x):
