@@ -3,7 +3,7 @@
     python -m bench.host                    # prints microseconds
     python -m bench.host --json host.json   # and leaves a record
 
-A small LSTM is bound by it. T=16, from which on two layers are one launch, B=1 and H=8, so that
+A small LSTM is bound by it. T=16, of which two layers are one launch, B=1 and H=8, so that
 arithmetic is nothing; the input needs no gradient, and `.backward(grad)` finds no gradients in the
 parameters. On a CPU, in Triton's interpreter, so neither a launch of a kernel nor CUDA's dispatch
 is in it. The least of several repeats: whatever else runs only adds.

@@ -16,8 +16,8 @@ from .tracing import traced
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Launches one after the other, each for as many sequences as the card has room for at once.
 MAX_LAUNCHES = 4
-# Of fewer, the upper layer would hardly begin before the lower ends (estimated).
-MIN_JOINT_STEPS = 16
+# Of fewer, what layers wait for each other takes longer than a product and a launch (estimated).
+MIN_JOINT_STEPS = 8
 MIN_CAPABILITY = (8, 0)  # mma.sync on bfloat16, and tanh.approx
 
 

@@ -111,9 +111,9 @@ def machine(monkeypatch):
 CASES = {
     "one layer": dict(T=3),
     "plain": dict(num_layers=3, T=3),
-    "plain, at once": dict(num_layers=3, T=16),
+    "plain, at once": dict(num_layers=3, T=8),
     "states": dict(num_layers=2, T=3, hx=True),
-    "states, at once": dict(num_layers=2, T=16, hx=True),
+    "states, at once": dict(num_layers=2, T=8, hx=True),
     "bidirectional": dict(num_layers=2, T=3, bidirectional=True),
     "projected": dict(num_layers=2, T=3, proj_size=3, hx=True),
     "dropout": dict(num_layers=2, T=3, dropout=0.5),

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import lstm
 from lstm import LSTM
 from lstm.kernels import backward, forward, joint_backward, joint_forward
+from lstm.plan import MIN_JOINT_STEPS
 from tests.lstm.pairs import make_input
 
 # Operations that launch nothing: views, and memory that is not written.
@@ -58,7 +59,7 @@ def training_step(module, x, grad):
 # and from layer to layer the gradient of the input; of all layers one sum for the biases. Several
 # layers at once are one kernel, with no product between them, and count from a tensor of zeros.
 @pytest.mark.parametrize(
-    ("layers", "T", "most"), [(1, 28, 6), (2, 28, 9), (3, 28, 11), (4, 28, 13), (2, 15, 12)]
+    ("layers", "T", "most"), [(1, 28, 6), (2, 28, 9), (3, 28, 11), (4, 28, 13), (2, 7, 12)]
 )
 def test_launches_of_a_training_step(layers, T, most, device, monkeypatch):
     module, x = LSTM(28, 128, layers, device=device), make_input(T, 100, 28, device=device)
@@ -67,7 +68,7 @@ def test_launches_of_a_training_step(layers, T, most, device, monkeypatch):
     counted = Launches(monkeypatch)
     with counted:
         training_step(module, x, grad)
-    at_once = layers > 1 and T >= 16
+    at_once = layers > 1 and T >= MIN_JOINT_STEPS
     for name in ("forward", "backward"):
         assert counted.names.count(f"lstm_joint_{name}") == (1 if at_once else 0)
         assert counted.names.count(f"lstm_{name}") == (0 if at_once else layers)

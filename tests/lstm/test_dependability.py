@@ -196,7 +196,7 @@ def small_input(module, device):
     if isinstance(module, LSTMCell):
         return make_input(3, 5, device=device)
     # So many steps are taken in several layers at once.
-    return make_input(16 if module.num_layers == 3 else 2, 3, 5, device=device)
+    return make_input(8 if module.num_layers == 3 else 2, 3, 5, device=device)
 
 
 def launch_nothing(monkeypatch):
@@ -236,7 +236,7 @@ ERRORS = [torch.OutOfMemoryError("CUDA out of memory"), KeyboardInterrupt()]
 @pytest.mark.parametrize("place", ["forward", "backward", "joint_forward", "joint_backward"])
 def test_a_launch_that_fails_leaves_all_usable(place, number, error, device, monkeypatch):
     ours, _ = pair(5, 20, 4, device=device)
-    x = make_input(16 if place.startswith("joint") else 4, 3, 5, device=device)
+    x = make_input(8 if place.startswith("joint") else 4, 3, 5, device=device)
     expected, before = step_of_training(ours, x), switches()
     ours.zero_grad()
     module, name = LAUNCHERS[place]
