@@ -196,7 +196,8 @@ def configurations(cards=tuple(CARDS), everything=False) -> list[Configuration]:
         if everything or dtype in MAIN_DTYPES:
             add(variants, size, dtype, CARDS if everything else 2 * d + 1)
             add(NARROW_KERNELS, size, dtype, CARDS if everything else MAIN_CARDS)
-            add(JOINT_KERNELS, size, dtype, CARDS if everything else MAIN_CARDS)
+            add(JOINT_KERNELS[:2], size, dtype, CARDS if everything else MAIN_CARDS)
+            add(JOINT_KERNELS[2:], size, dtype, CARDS if everything else [MAIN_CARDS[d == 0]])
     for s, size in enumerate(OTHER_SIZES):
         for d, dtype in enumerate(POINTERS if everything else MAIN_DTYPES):
             # Odd sizes in both dtypes, for they take most registers; the others by turns.
@@ -213,7 +214,7 @@ def configurations(cards=tuple(CARDS), everything=False) -> list[Configuration]:
             dtype = MAIN_DTYPES[s // 2 % 2]
             add(NARROW_KERNELS[-2:], size, dtype, s)
             if s % 4 == 3:
-                add(JOINT_KERNELS, size, dtype, s + 1)
+                add(JOINT_KERNELS[:2], size, dtype, s + 1)
     exact_kinds = set()
     for s, size in enumerate(OTHER_SIZES):
         if size <= config.MAX_EXACT_HIDDEN_SIZE and _kind(size, "float32") not in exact_kinds:
