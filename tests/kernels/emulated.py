@@ -156,12 +156,11 @@ CASES = [
     Case(128, "bfloat16", 90, T=18, B=5, layers=2, block_b=4),
     Case(50, "float16", 80, T=10, B=5, layers=2, block_b=2),
     Case(128, "float32", 80, T=11, B=5, layers=2, block_b=4, resets=True),
-    Case(50, "float32", 86, T=9, B=3, layers=2, block_b=2),
+    Case(50, "float32", 86, T=9, B=3, layers=3, block_b=2),
     Case(37, "float32", 90, T=9, layers=2, bias=False, resets=True),
     Case(16, "bfloat16", 120, T=1, layers=2, states=False, resets=True),
     Case(16, "float32", 90, T=70, B=2, layers=2, saved=False, block_b=4),
     Case(24, "float16", 89, T=10, B=5, layers=3, block_b=4, resets=True),
-    Case(16, "float32", 80, T=11, B=3, layers=4, block_b=2),
     Case(128, "float32", 90, T=10, B=14, layers=2, packed=True, block_b=4),
     Case(24, "bfloat16", 80, T=9, B=13, layers=3, packed=True, resets=True),
 ]  # fmt: skip
