@@ -279,8 +279,10 @@ def cycle_cases(run, T):
     # Tiles of two sequences, of four and of eight, nearly as many as there is room for
     room = config.room(128, multiprocessors(run.device))
     sizes = [(128, b * room - 32, 1) for b in (2, 4, 8)] + [(64, 8, 1), (32, 8, 1)]
-    # Layers at once, three programs a tile, where room allows two sequences, four and eight; seven
-    sizes += [(128, b * (room // 3) - 32, 2) for b in (2, 4, 8)] + [(128, 8, 4)]
+    # Two layers at once, three programs a tile, where room allows two sequences, four and eight
+    sizes += [(128, b * (room // 3) - 32, 2) for b in (2, 4, 8)]
+    # Four layers
+    sizes.append((128, 8, 4))
     if run.rehearse:
         sizes = [(16, 8, 1), (16, 8, 2)]
     dtypes = cases.DTYPES[:1] if run.rehearse else cases.DTYPES

@@ -81,7 +81,8 @@ SLICED_KERNELS = tuple(name for name in KERNELS if "sliced" in name)
 WIDE_KERNELS = tuple(name for name in KERNELS if name.endswith("wide"))
 NARROW_KERNELS = tuple(name for name in KERNELS if name.endswith(" sequences"))
 # Several layers at once, as many as most have, of four sequences a tile
-JOINT_KERNELS, JOINT_LAYERS = tuple(name for name in KERNELS if "joint" in name), 2
+JOINT_KERNELS = tuple(name for name in KERNELS if "joint" in name)
+JOINT_LAYERS = 2
 # float32 with TF32 switched off, and no other dtype
 EXACT_KERNELS = ("forward, exact", "backward, exact")
 # No time loop: their figures are of the loop over the inputs, or of the whole kernel.

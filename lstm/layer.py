@@ -221,9 +221,7 @@ def _here(function, *args):
     return function(*args)
 
 
-def _backward(
-    call, input, grads, masks, resets, saved, h_0, c_0, weights, needs, run=_here
-):  # fmt: skip
+def _backward(call, input, grads, masks, resets, saved, h_0, c_0, weights, needs, run=_here):
     L, D, H, P, packing, projected = call.L, call.D, call.H, call.P, call.packing, call.projected
     needs_input, needs_h_0, needs_c_0, *needs_weights = needs
     *rows, _ = input.shape

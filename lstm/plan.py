@@ -202,8 +202,8 @@ def plan(
     if hidden_size > config.MAX_ONE_SLICE or bidirectional or exact:
         layers = 1
     else:
-        room = math.inf if interpret else multiprocessors
-        layers = config.layers_at_once(hidden_size, batch, layers, room)
+        available = math.inf if interpret else multiprocessors
+        layers = config.layers_at_once(hidden_size, batch, layers, available)
     if hidden_size > config.MAX_ONE_SLICE:
         tile, at_once, refused = _sliced(*sizes, D, multiprocessors, interpret)
         if refused:

@@ -200,9 +200,8 @@ def run_case(case, change=None, short=0):
     tile = config.tile(H, B, dtype.itemsize, exact=case.exact, block_b=case.block_b)
     S, tiles = config.slices(H, tile), -(-B // case.block_b)
     size, sliced = tile["BLOCK_H"] * case.block_b, "PARTS" in tile
-    sizes = step_sizes(case).tolist()
-    offsets = [0, *torch.tensor(sizes).cumsum(0).tolist()]
-    rows = (offsets[-1],) if case.packed else (T, B)
+    packing = Packing(step_sizes(case), "cpu")
+    rows = (packing.rows,) if case.packed else (T, B)
 
     def full(*shape, scale=1.0):
         return (scale * torch.randn(shape)).to(dtype)
@@ -231,11 +230,10 @@ def run_case(case, change=None, short=0):
     if case.saved:
         steps = empty(D, tiles, *([S] if sliced else []), 1 + 5 * T, size)
         weight_hh_t = None if sliced else empty(D, H, 4 * H)
-    packing = torch.tensor(offsets) if case.packed else None
-    resets = shifted(flags)
+    offsets, resets = packing.offsets if case.packed else None, shifted(flags)
     forward.lstm_forward(
         gates_ih, bias_ih, bias_hh, weight_hh, output, steps, weight_hh_t, h_0, c_0, h_n, c_n,
-        0, D, T, B, tile, packing, resets,
+        0, D, T, B, tile, offsets, resets,
         meeting(tile["BLOCK_K"] * case.block_b // 2) if sliced else None,
     )  # fmt: skip
 
@@ -254,7 +252,7 @@ def run_case(case, change=None, short=0):
     truth = reference.lstm(
         x.transpose(0, 1).reshape(*rows, -1), exact_h_0, exact_c_0, layers, None,
         None if flags is None else flags.bool(), D,
-        torch.tensor(sizes) if case.packed else None, F.linear,
+        packing.batch_sizes if case.packed else None, F.linear,
     )  # fmt: skip
     errors = {
         "output": reference.relative_error(output.flatten(-2), truth[0]),
@@ -279,7 +277,7 @@ def run_case(case, change=None, short=0):
     met = meeting(tile["BLOCK_K"] // tile["BLOCK_H"] * S * size) if sliced else None
     backward.lstm_backward(
         steps, weight_hh_t, upstream[0], *map(shifted, upstream[1:]),
-        grad_gates, grad_h_0, grad_c_0, grad_bias, 0, D, T, B, tile, packing, resets, met,
+        grad_gates, grad_h_0, grad_c_0, grad_bias, 0, D, T, B, tile, offsets, resets, met,
     )  # fmt: skip
     if sliced:
         # Of the last tile's sequences, as many as there are
