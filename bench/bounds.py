@@ -197,18 +197,25 @@ def _launches(case, card, p):
         """Of a matrix of (4 H, width) with all rows."""
         return Launch(rows * width * 4 * H * (size // 2) / rate, sum(numbers) * size / bandwidth)
 
+    def first_gates(layers):
+        """W_ih x of the lowest, of several at once in float32."""
+        return gates if layers == 1 else gates * 4 // size
+
     def steps(layers, backward=False):
-        """Of one layer, or of several at once and the products between them."""
-        between = layers - 1
-        numbers = layers * (gates + states + saved) + between * (gates + states)
+        """Of one layer, or of several at once and the products between them. What these hand each
+        other stays in the second cache.
+        """
+        if backward:
+            numbers = states + layers * (saved + gates)
+        else:
+            numbers = first_gates(layers) + layers * (saved + states)
         cycles = turns * case.T * step_cycles(tile, case.dtype, card, backward, together)
-        products = (layers + between) * rows * H * 4 * H
+        products = config.stages(layers) * rows * H * 4 * H
         return Launch(products / rate, numbers * size / bandwidth, cycles / card.clock)
 
     for first in range(0, L, p.layers):
         widths = [H if layer else case.I for layer in range(first, min(first + p.layers, L))]
-        of_input = product(widths[0], rows * widths[0], gates)
-        yield of_input
+        yield product(widths[0], rows * widths[0], first_gates(len(widths)))
         yield steps(len(widths))
         if case.mode != "forward":
             yield steps(len(widths), backward=True)
@@ -216,7 +223,7 @@ def _launches(case, card, p):
                 yield product(width, rows * width, gates)  # the gradient of W_ih
                 yield product(H, states, gates)  # of W_hh
             if first or case.mode != "mnist step":
-                yield of_input  # of the input
+                yield product(widths[0], rows * widths[0], gates)  # of the input
 
 
 def table(card, some):

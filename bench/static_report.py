@@ -210,12 +210,11 @@ def configurations(cards=tuple(CARDS), everything=False) -> list[Configuration]:
                     add([*common, *NARROW_KERNELS, *JOINT_KERNELS], size, dtype, CARDS)
                 else:
                     add(MAIN_KERNELS, size, dtype, s + 2 * d)
-        if s % 2 and not everything:
-            # For every second size, of one dtype: the fewest sequences; or layers at once
-            dtype = MAIN_DTYPES[s // 2 % 2]
+        if s % 4 == 3 and not everything:
+            # Of odd sizes, in one dtype, the fewest sequences, and layers at once
+            dtype = MAIN_DTYPES[s // 4 % 2]
             add(NARROW_KERNELS[-2:], size, dtype, s)
-            if s % 4 == 3:
-                add(JOINT_KERNELS[:2], size, dtype, s + 1)
+            add(JOINT_KERNELS[:2], size, dtype, s + 1)
     exact_kinds = set()
     for s, size in enumerate(OTHER_SIZES):
         if size <= config.MAX_EXACT_HIDDEN_SIZE and _kind(size, "float32") not in exact_kinds:
@@ -289,7 +288,8 @@ def compile_configuration(configuration: Configuration, target: GPUTarget | None
         "offsets_ptr": "*i64",
         "resets_ptr": "*u8",
         "exchange_ptr": "*fp32",
-        "done_ptr": "*i32",
+        "taken_ptr": "*i32",
+        "rings_ptr": "*fp32",
         "grad_bias_ptr": "*fp32",
     }
     signature, constexprs, aligned = {}, {}, []
@@ -297,6 +297,8 @@ def compile_configuration(configuration: Configuration, target: GPUTarget | None
         name, paths, kind = param.name, [(n,)], "i32"
         if param in pointers:
             kind = own.get(name, POINTERS[configuration.dtype])
+            if name == "gates_ih_ptr" and configuration.kernel in JOINT_KERNELS:
+                kind = "*fp32"
         if name in constants:
             kind = "constexpr"
         if name.endswith("_ptrs"):
@@ -415,24 +417,22 @@ def limits(configuration: Configuration) -> dict[str, int]:
     # Backward reads i, f, g, o and c, 16 bytes at once, and one tile: grad_output.
     saved = -(-numbers * ITEMSIZE[configuration.dtype] // 16)
     loads = 5 * saved + accesses if backward else 4 * accesses
-    # Of several layers at once the larger loop may be that of backward's product: a step's gates,
-    # read two steps ahead, and those of two steps where it begins anew.
-    loads = max(loads, 12 * accesses) if joint and backward else loads
+    if joint:
+        # What another stage hands it is read again where it was not there yet, in float32; so is
+        # how far the next stage is. Backward of 16 bits may be given grad_output instead.
+        handed = accesses if backward else 4 * accesses
+        loads = 2 * handed + 2
+        if backward:
+            loads += 5 * saved + (0 if scaled else accesses)
     return {
         "spills": 0,
         "hgmma + utchmma": 0,
-        # One for each exchange, and for the table, but for a scale of two steps before; another one
-        # in backward's product, before it tells how far it is
-        "bar": 1 + scaled + again + (joint and backward and not scaled),
+        # One for each exchange, and for the table, but for a scale of two steps before
+        "bar": 1 + scaled + again,
         "lds + ldsm": reads + scaled + again,
         # Packed also where the rows of a later step begin and end; resets of a thread's sequences.
-        "ldg": loads
-        + 2 * packed
-        + resets * sequences
-        # The counter of the layer below, when what is known of it is used up
-        + joint,
-        # What tells the next stage, every 4 to 16 steps (kernels/progress.py)
-        "membar": joint,
+        "ldg": loads + 2 * packed + resets * sequences,
+        "membar": 0,
         # The largest number of the lanes of a sequence and then of the warps, three steps each, two
         # sequences at once
         "shfl": (6 * scaled + 3 * again) * -(-sequences // 2),

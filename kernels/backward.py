@@ -43,6 +43,7 @@ from .layout import (
     inline,
     load_cuts,
     operand_indices,
+    pair_indices,
     pin,
     product,
     rows_in_order,
@@ -53,7 +54,7 @@ from .layout import (
     to_units,
     unpack,
 )
-from .memory import load_saved
+from .memory import load_saved, loaded_tile
 from .operand import (
     REST,
     gates_to_range,
@@ -63,7 +64,18 @@ from .operand import (
     power_of_two,
     split,
 )
-from .progress import steps_of_layer, tell, tell_all, wait
+from .rings import (
+    ask,
+    gates_indices,
+    hand_gates,
+    read,
+    slot,
+    start,
+    tag,
+    tell,
+    untagged,
+    wait,
+)
 from .sliced_backward import lstm_sliced_backward_kernel
 from .slices import launch_slices
 
@@ -152,19 +164,36 @@ def load_matrices(
 
 
 @inline
+def read_joint_grad(
+    from_ptr, grad_output_ptr, offs, inside, begin, count, step, slots, handed, row, sequence, T, B,
+    H: tl.constexpr, BLOCK_B: tl.constexpr, FLOAT32: tl.constexpr,
+):  # fmt: skip
+    """The grad_output of a step, of one of several layers at once: from a ring, if it is handed it,
+    else, in float32, from where it is given, packed from row `begin` on, of `count` sequences.
+    """
+    x_ptr, inside = slot(from_ptr, step, slots, BLOCK_B * H), inside & (step < T)
+    if FLOAT32:
+        first = (T - 1 - step).to(tl.int64) * B if begin is None else begin
+        x_ptr = tl.where(handed, x_ptr, grad_output_ptr + (row + first) * H)
+        inside = inside & (handed | (row + sequence < count))
+    else:
+        inside = inside & handed
+    return read(x_ptr + offs, inside, tag(step, slots))
+
+
+@inline
 def layer_backward(
     w, inverse, infinite, steps_ptr, weight_hh_t_ptr, grad_output_ptr, grad_h_n_ptr,
     grad_c_n_ptr, offsets_ptr, resets_ptr, grad_gates_ptr, grad_h_0_ptr, grad_c_0_ptr,
-    grad_bias_ptr, ready_ptr, there, done_ptr, heard,
+    grad_bias_ptr, stage,
     tile, tiles, layer, T, B, H: tl.constexpr, D: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """What a program of lstm_backward_kernel does, whose docstring has the arguments.
 
     w, inverse, infinite: W_hh^T as `load_matrices` has it, None where it is to be loaded.
-    tile: which, of tiles. ready, done: None; or, of one of several layers at once, the counters of
-    the steps of grad_output that are there, of which `there` are known to be, and of its own, both
-    from the last step on; heard: whether somebody waits for these (progress.py).
+    tile: which, of tiles. stage: None, or of one of several layers at once what `rings.stage_of`
+    has: grad_output comes in slots (BLOCK_B, H), the gates' gradients go on in slots of gates.
     """
     dtype: tl.constexpr = grad_gates_ptr.dtype.element_ty
     FLOAT32: tl.constexpr = dtype == tl.float32
@@ -173,6 +202,14 @@ def layer_backward(
     SIZE: tl.constexpr = BLOCK_H * BLOCK_B
     # The factors of a step are made a step ahead; of float32 registers are too few for that.
     AHEAD: tl.constexpr = FAST
+    RING: tl.constexpr = stage is not None
+    if RING:
+        from_ptr, ring_ptr, taken_ptr, room_ptr, slots, handed, heard = stage
+        asked = handed.to(tl.int32)
+    # Whether grad_output is read as it is given; not where a ring is read in its place, in float32.
+    GIVEN: tl.constexpr = grad_output_ptr is not None and not (RING and FLOAT32)
+    # Two neighbouring numbers of 16 bits at once, where rows of H are aligned so.
+    PAIRS: tl.constexpr = RING and not FLOAT32 and H % 2 == 0 and BLOCK_B >= 4
     # float32's scale is that of two steps before, which takes no part in the chain.
     LAGGED: tl.constexpr = FLOAT32 and not EXACT and not INTERPRETED
     # Saved steps of 16 bits are read as words of two numbers.
@@ -184,7 +221,6 @@ def layer_backward(
     saved = tile
     summed = layer.to(tl.int64) * D * tiles + tile
     step_z = B.to(tl.int64) * (4 * H)
-    step_h = B.to(tl.int64) * (D * H)
     last = (T - 1).to(tl.int64)
     taken = last
     reverse = 0
@@ -222,6 +258,7 @@ def layer_backward(
 
     unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H)
     mask = (tile * BLOCK_B + sequence < B) & (unit < H)
+    given = mask
     offs_b = row + tl.arange(0, BLOCK_B)[None, :]
     offs_h = sequence * (D * H) + unit
     offs_z = sequence * (4 * H) + unit
@@ -237,24 +274,53 @@ def layer_backward(
     if grad_c_n_ptr is not None:
         grad = tl.load(grad_c_n_ptr + offs_state, mask=mask, other=0.0)
         dc = to_tile(grad, BLOCK_H, BLOCK_B)
-    if grad_output_ptr is not None:
-        if ready_ptr is not None:
-            there = wait(ready_ptr, there, tl.minimum(2, T))
-        grad_output_ptr += row * (D * H)
+    if offsets_ptr is None:
+        begin_row, count, begin_1, count_1, begin_2, count_2 = None, B, None, B, None, B
+    if RING:
+        room = start(stage)
+        offs_x, inside = sequence * H + unit, unit < H
+        step = tl.zeros((), tl.int32)
+        x = read_joint_grad(
+            from_ptr, grad_output_ptr, offs_x, inside, begin_row, count, step, slots, handed, row,
+            sequence, T, B, H, BLOCK_B, FLOAT32,
+        )  # fmt: skip
+        x, room = wait(x, from_ptr + offs_x, inside, tag(0, slots), asked, room_ptr, room, 1)
+        grad_x = to_tile(untagged(x), BLOCK_H, BLOCK_B)
+        x = read_joint_grad(
+            from_ptr, grad_output_ptr, offs_x, inside, begin_1, count_1, step + 1, slots, handed,
+            row, sequence, T, B, H, BLOCK_B, FLOAT32,
+        )  # fmt: skip
+        dh += grad_x if FLOAT32 else tl.where(handed, grad_x, 0.0)
+    if GIVEN:
+        given, offs_g = mask, offs_h
+        if PAIRS:
+            unit_g, sequence_g = pair_indices(BLOCK_H, BLOCK_B)
+            # A column, as nothing else is (layout.py)
+            unit_g, sequence_g = unit_g[:, None], sequence_g[:, None]
+            given = (row + sequence_g < B) & (unit_g < H)
+            offs_g = sequence_g * (D * H // 2) + unit_g // 2
+            grad_output_ptr = grad_output_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
+        else:
+            sequence_g = sequence
+        if RING:
+            given &= ~handed
+        ROW: tl.constexpr = D * H // 2 if PAIRS else D * H
+        step_h = B.to(tl.int64) * ROW
+        grad_output_ptr += row * ROW
         if offsets_ptr is None:
             grad_output_ptr += last * step_h
             if D == 2:
                 step_h *= 1 - 2 * reverse
-            grad_now = tl.load(grad_output_ptr + offs_h, mask=mask, other=0.0)
+            grad_now = tl.load(grad_output_ptr + offs_g, mask=given, other=0)
             grad_output_ptr -= step_h
-            ahead = mask & (T > 1)
-            grad = tl.load(grad_output_ptr + offs_h, mask=ahead, other=0.0)
+            ahead = given & (T > 1)
+            grad = tl.load(grad_output_ptr + offs_g, mask=ahead, other=0)
         else:
-            now = mask & (row + sequence < count)
-            grad_now = tl.load(grad_output_ptr + begin_row * (D * H) + offs_h, mask=now, other=0.0)
-            now = mask & (row + sequence < count_1) & (T > 1)
-            grad = tl.load(grad_output_ptr + begin_1 * (D * H) + offs_h, mask=now, other=0.0)
-        dh += to_tile(grad_now, BLOCK_H, BLOCK_B)
+            now = given & (row + sequence_g < count)
+            grad_now = tl.load(grad_output_ptr + begin_row * ROW + offs_g, mask=now, other=0)
+            now = given & (row + sequence_g < count_1) & (T > 1)
+            grad = tl.load(grad_output_ptr + begin_1 * ROW + offs_g, mask=now, other=0)
+        dh += loaded_tile(grad_now, dtype, BLOCK_H, BLOCK_B)
     if resets_ptr is not None:
         cut = load_cuts(resets_ptr, offsets_ptr, 0, T, B, offs_b, 1 - reverse)
     c = unpack(tl.load(steps_ptr + 4 * WORDS + offs_saved), BLOCK_H, BLOCK_B, dtype)
@@ -279,23 +345,14 @@ def layer_backward(
     tables = buffers + GATES
     if LAGGED:
         declare_overflow(infinite)
-        given = tl.maximum(tl.abs(dh), tl.abs(dc))
-        scale, inverse_s = power_of_two(largest_of_all(given, tables + TABLE) * ROOM)
-    period = steps_of_layer(T)
-    if done_ptr is not None:
-        silent = tl.where(heard, 1, T)
+        size = tl.maximum(tl.abs(dh), tl.abs(dc))
+        scale, inverse_s = power_of_two(largest_of_all(size, tables + TABLE) * ROOM)
     LANES: tl.constexpr = min(4, BLOCK_B)
     sum_i = tl.zeros((BLOCK_H, LANES), tl.float32)
     sum_f, sum_g, sum_o = sum_i, sum_i, sum_i
     # The order in here is the compiler's hint: what nobody waits for stands below the exchange,
     # under whose product it then takes place.
     for s in range(0, T):
-        if done_ptr is not None:  # noqa: SIM102 (known when the kernel is compiled, the other not)
-            if ((s & (period - 1)) == 1) & (s > silent):
-                # All threads had written those before the last one when they met in its exchange.
-                tell(done_ptr, s - 1)
-        if ready_ptr is not None:
-            there = wait(ready_ptr, there, tl.minimum(s + (3 if AHEAD else 2), T))
         if not AHEAD:
             k_i, k_f, k_g, k_o, k_c, f, c = step_factors(
                 s_i, s_f, s_g, s_o, s_c, tanh_c, cut, dtype, BLOCK_H, BLOCK_B
@@ -312,15 +369,21 @@ def layer_backward(
             # Of the next step, already here: registers are too few to load two steps ahead.
             steps_ptr -= (s + 1 < T).to(tl.int32) * (5 * WORDS)
             s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, WORDS)
-            if grad_output_ptr is not None:
-                ahead = mask & (s + 1 < T)
+            if RING:
+                y = read_joint_grad(
+                    from_ptr, grad_output_ptr, offs_x, inside, begin_2, count_2, s + 2, slots,
+                    handed, row, sequence, T, B, H, BLOCK_B, FLOAT32,
+                )  # fmt: skip
+                room = ask(room_ptr)
+            if GIVEN:
+                ahead = given & (s + 1 < T)
                 if offsets_ptr is None:
                     grad_ptr = grad_output_ptr
                     grad_output_ptr -= step_h
                 else:
-                    ahead &= row + sequence < count_1
-                    grad_ptr = grad_output_ptr + begin_1 * (D * H)
-                grad = tl.load(grad_ptr + offs_h, mask=ahead, other=0.0)
+                    ahead &= row + sequence_g < count_1
+                    grad_ptr = grad_output_ptr + begin_1 * ROW
+                grad = tl.load(grad_ptr + offs_g, mask=ahead, other=0)
         q_i, q_f, q_g, q_o = di, df, dg, do
         if LAGGED:
             q_i, q_f, q_g, q_o = di * scale, df * scale, dg * scale, do * scale
@@ -343,6 +406,11 @@ def layer_backward(
         else:
             alive = mask & (row + sequence < count)
             z_ptr = grad_gates_ptr + begin_row * (4 * H)
+        if RING:
+            slot_ptr = slot(ring_ptr, s, slots, 4 * SIZE)
+            hand_gates(slot_ptr + gates_indices(BLOCK_H, BLOCK_B), di, df, dg, do, heard, s, slots)
+            # Of others the next stage writes them, which has more time.
+            alive = alive & ~heard
         write_grad_gates(di, df, dg, do, z_ptr + offs_z, dtype, mask, alive, H)
         dh = gates_product(w, words, BLOCK_H, BLOCK_B, DOT)
         if LAGGED:
@@ -386,22 +454,42 @@ def layer_backward(
         if offsets_ptr is not None:
             dh = choose(offs_b < count, dh, dh_after)
             dc = choose(offs_b < count, dc, dc_after)
-        if grad_output_ptr is not None:
-            # The fence keeps its use here: any earlier it is not there yet.
-            dh += to_tile(fence(grad), BLOCK_H, BLOCK_B)
         if AHEAD:
             k_i, k_f, k_g, k_o, k_c, f, c = step_factors(
                 s_i, s_f, s_g, s_o, s_c, tanh_c, cut, dtype, BLOCK_H, BLOCK_B
             )
-            if grad_output_ptr is not None:
-                ahead = mask & (s + 2 < T)
-                if offsets_ptr is None:
-                    grad_output_ptr -= step_h
-                    grad_ptr = grad_output_ptr
-                else:
-                    ahead &= row + sequence < count_2
-                    grad_ptr = grad_output_ptr + begin_2 * (D * H)
-                grad = tl.load(grad_ptr + offs_h, mask=ahead, other=0.0)
+        if RING:
+            x, room = wait(
+                x, slot(from_ptr, s + 1, slots, BLOCK_B * H) + offs_x, inside, tag(s + 1, slots),
+                asked, room_ptr, room, s + 3 - slots,
+            )  # fmt: skip
+            tell(taken_ptr, s + 1)
+            if AHEAD:
+                room = ask(room_ptr)
+        if GIVEN:
+            # The fence keeps its use here: any earlier it is not there yet.
+            more = loaded_tile(fence(grad), dtype, BLOCK_H, BLOCK_B)
+            if RING:
+                more = tl.where(handed, to_tile(untagged(x), BLOCK_H, BLOCK_B), more)
+            dh += more
+        elif RING:
+            dh += to_tile(untagged(x), BLOCK_H, BLOCK_B)
+        if RING and AHEAD:
+            x = read_joint_grad(
+                from_ptr, grad_output_ptr, offs_x, inside, begin_2, count_2, s + 2, slots, handed,
+                row, sequence, T, B, H, BLOCK_B, FLOAT32,
+            )  # fmt: skip
+        elif RING:
+            x = y
+        if GIVEN and AHEAD:
+            ahead = given & (s + 2 < T)
+            if offsets_ptr is None:
+                grad_output_ptr -= step_h
+                grad_ptr = grad_output_ptr
+            else:
+                ahead &= row + sequence_g < count_2
+                grad_ptr = grad_output_ptr + begin_2 * ROW
+            grad = tl.load(grad_ptr + offs_g, mask=ahead, other=0)
         if offsets_ptr is not None:
             begin_row, count, begin_1, count_1 = begin_1, count_1, begin_2, count_2
             begin_2, count_2 = step_rows(offsets_ptr, s + 3, T, 1 - reverse)
@@ -417,9 +505,6 @@ def layer_backward(
         grad_bias_ptr += (summed * LANES + lane) * (4 * H) + unit
         inside = unit < H
         write_grad_gates(sum_i, sum_f, sum_g, sum_o, grad_bias_ptr, tl.float32, inside, inside, H)
-    if done_ptr is not None:  # noqa: SIM102
-        if heard:
-            tell_all(done_ptr, T)
 
 
 @triton.jit(
@@ -457,7 +542,7 @@ def lstm_backward_kernel(
     layer_backward(
         None, None, 0, steps_ptr, weight_hh_t_ptr, grad_output_ptr, grad_h_n_ptr,
         grad_c_n_ptr, offsets_ptr, resets_ptr, grad_gates_ptr, grad_h_0_ptr, grad_c_0_ptr,
-        grad_bias_ptr, None, None, None, None,
+        grad_bias_ptr, None,
         tl.program_id(0).to(tl.int64), tl.num_programs(0), layer, T, B, H, D,
         BLOCK_H, BLOCK_B, VEC, EXACT,
     )  # fmt: skip

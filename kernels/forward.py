@@ -39,7 +39,6 @@ from .layout import (
     operand_indices,
     pack,
     pair_indices,
-    pairs_to_tile,
     pin,
     product,
     rows_in_order,
@@ -49,22 +48,23 @@ from .layout import (
     to_operands,
     to_tile,
 )
-from .memory import load_biases, load_gates, save_step
+from .memory import load_biases, load_gates, loaded_tile, save_step
 from .operand import LEAST, REST, load_exact_weights, load_weights, split, to_range
-from .progress import steps_of_layer, tell, tell_all, wait
+from .rings import (
+    ask,
+    hand,
+    read_four,
+    slot,
+    slot_indices,
+    start,
+    tag,
+    tell,
+    wait_four,
+)
 from .sliced_forward import lstm_sliced_forward_kernel
 from .slices import launch_slices
 
 TRANSPOSERS = tl.constexpr(config.TRANSPOSERS)
-
-
-@inline
-def gate_tile(x, dtype: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
-    """One of what `load_gates` gave, in dtype or two of dtype in a word, as a tile."""
-    if x.dtype == tl.int32:
-        return pairs_to_tile(x, BLOCK_H, BLOCK_B, dtype)
-    else:
-        return to_tile(x, BLOCK_H, BLOCK_B)
 
 
 @inline
@@ -76,10 +76,10 @@ def gate_tiles(
     cell has them. Plus biases, if there are any, which have the same factors already.
     """
     half = 0.5 * scale if FAST else scale
-    i = half * gate_tile(i, dtype, BLOCK_H, BLOCK_B)
-    f = half * gate_tile(f, dtype, BLOCK_H, BLOCK_B)
-    g = scale * gate_tile(g, dtype, BLOCK_H, BLOCK_B)
-    o = half * gate_tile(o, dtype, BLOCK_H, BLOCK_B)
+    i = half * loaded_tile(i, dtype, BLOCK_H, BLOCK_B)
+    f = half * loaded_tile(f, dtype, BLOCK_H, BLOCK_B)
+    g = scale * loaded_tile(g, dtype, BLOCK_H, BLOCK_B)
+    o = half * loaded_tile(o, dtype, BLOCK_H, BLOCK_B)
     if b_i is not None:
         i, f, g, o = i + b_i, f + b_f, g + b_g, o + b_o
     return i, f, g, o
@@ -193,18 +193,34 @@ def load_exact_matrix(
 
 
 @inline
+def read_joint_gates(
+    gates_ih_ptr, offs, inside, begin, count, step, slots, handed, step_z, row, sequence,
+    H: tl.constexpr, BLOCK_B: tl.constexpr,
+):  # fmt: skip
+    """The gates of a step, of one of several layers at once: from a ring, if it is handed them,
+    else from gates_ih, packed from row `begin` on, of `count` sequences.
+    """
+    if begin is None:
+        gates_ih_ptr += (step & tl.where(handed, slots - 1, -1)) * step_z
+    else:
+        first = tl.where(handed, (step & (slots - 1)) * BLOCK_B, begin)
+        gates_ih_ptr += first.to(tl.int64) * (4 * H)
+        inside = inside & (handed | (row + sequence < count))
+    return read_four(gates_ih_ptr + offs, inside, H, tag(step, slots))
+
+
+@inline
 def layer_forward(
     w, inverse, gates_ih_ptr, bias_ih_ptr, bias_hh_ptr, weight_hh_ptr, h_0_ptr, c_0_ptr,
     offsets_ptr, resets_ptr, output_ptr, h_n_ptr, c_n_ptr, steps_ptr,
-    ready_ptr, there, done_ptr, heard, tile, tiles, layer, T, B, H: tl.constexpr, D: tl.constexpr,
+    stage, tile, tiles, layer, T, B, H: tl.constexpr, D: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, VEC: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """What a program of lstm_forward_kernel does, whose docstring has the arguments.
 
     w, inverse: W_hh as `load_matrix` has it, None where it is to be loaded from weight_hh. tile:
-    which, of tiles. ready, done: None; or, of one of several layers at once, the counters of the
-    steps of gates_ih that are there, of which `there` are known to be, and of its own; heard:
-    whether somebody waits for these (progress.py).
+    which, of tiles. stage: None, or of one of several layers at once what `rings.stage_of` has:
+    gates_ih comes in slots (BLOCK_B, 4, H), h goes on in slots (BLOCK_B, H).
     """
     dtype: tl.constexpr = output_ptr.dtype.element_ty
     FLOAT32: tl.constexpr = dtype == tl.float32
@@ -212,15 +228,20 @@ def layer_forward(
     FAST: tl.constexpr = not FLOAT32
     SIZE: tl.constexpr = BLOCK_H * BLOCK_B
     SAVE: tl.constexpr = steps_ptr is not None
+    RING: tl.constexpr = stage is not None
+    if RING:
+        from_ptr, ring_ptr, taken_ptr, room_ptr, slots, handed, _ = stage
+        asked = handed.to(tl.int32)
     # How many steps ahead gates are loaded. Of float32 the registers are too few for two, but for
-    # few sequences of a layer alone.
-    AHEAD: tl.constexpr = 2 if FAST or (BLOCK_B < 8 and done_ptr is None) else 1
+    # few sequences; and what a ring has is looked at as late as can be.
+    AHEAD: tl.constexpr = 2 if not RING and (FAST or BLOCK_B < 8) else 1
     # The tensor core begins its sum with z, known before h, so that the chain has no addition. Not
     # where it would cut what float32 rounds; and of few sequences, whose halves are added anyway,
-    # only of float32's four, by what the compiler makes of it (bench/variants.md).
-    Z_FIRST: tl.constexpr = not EXACT and (BLOCK_B >= 8 or (BLOCK_B >= 4 and FLOAT32))
+    # only of float32's four, by what the compiler makes of it (bench/variants.md). Nor of a ring,
+    # whose z is looked at under the product.
+    Z_FIRST: tl.constexpr = not RING and not EXACT and (BLOCK_B >= 8 or (BLOCK_B >= 4 and FLOAT32))
     # Two neighbouring numbers of 16 bits at once, where rows of H are aligned so.
-    PAIRS: tl.constexpr = not FLOAT32 and H % 2 == 0 and BLOCK_B >= 4
+    PAIRS: tl.constexpr = not FLOAT32 and not RING and H % 2 == 0 and BLOCK_B >= 4
     GATE: tl.constexpr = H // 2 if PAIRS else H
     if PAIRS:
         gates_ih_ptr = gates_ih_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
@@ -229,7 +250,11 @@ def layer_forward(
     saved = tile
     step_z = B.to(tl.int64) * (4 * GATE)
     step_h = B.to(tl.int64) * (D * H)
-    gates_ih_ptr += row * (4 * GATE)
+    if RING:
+        step_z = tl.where(handed, BLOCK_B * 4 * H, step_z)
+        gates_ih_ptr = tl.where(handed, from_ptr, gates_ih_ptr + row * (4 * H))
+    else:
+        gates_ih_ptr += row * (4 * GATE)
     output_ptr += row * (D * H)
     reverse = 0
     if D == 2:
@@ -257,11 +282,16 @@ def layer_forward(
         w, inverse = load_matrix(weight_hh_ptr, half, DOT, H, BLOCK_H, BLOCK_B, VEC)
 
     unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H)
-    mask = (tile * BLOCK_B + sequence < B) & (unit < H)
+    inside = unit < H
+    mask = (tile * BLOCK_B + sequence < B) & inside
     if PAIRS:
         unit_z, sequence_z = pair_indices(BLOCK_H, BLOCK_B)
         offs_z = sequence_z * (4 * GATE) + unit_z // 2
         mask_z = (row + sequence_z < B) & (unit_z < H)
+    elif RING and offsets_ptr is None:
+        # A slot has room for all sequences of a tile; of others that are not there the last one.
+        sequence_z, mask_z = tl.minimum(sequence, (B - 1 - row).to(tl.int32)), inside
+        offs_z = sequence_z * (4 * H) + unit
     else:
         sequence_z, offs_z, mask_z = sequence, sequence * (4 * H) + unit, mask
     offs_b = row + tl.arange(0, BLOCK_B)[None, :]
@@ -283,18 +313,29 @@ def layer_forward(
     # The first step, whose product is of h_0 alone
     active = None
     alive = mask
-    if ready_ptr is not None:
-        there = wait(ready_ptr, there, tl.minimum(1 + AHEAD, T))
-    if offsets_ptr is None:
-        x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask_z, GATE)
-        gates_ih_ptr += step_z
-        out_ptr = output_ptr
-    else:
+    out_ptr = output_ptr
+    begin_0, count_0 = None, None
+    if offsets_ptr is not None:
         begin_0, count_0 = step_rows(offsets_ptr, 0, T, reverse)
         begin_1, count_1 = step_rows(offsets_ptr, 1, T, reverse)
         begin_2, count_2 = step_rows(offsets_ptr, 2, T, reverse)
+    if RING:
+        room = start(stage)
+        x_i, x_f, x_g, x_o = read_joint_gates(
+            gates_ih_ptr, offs_z, inside, begin_0, count_0, 0, slots, handed, step_z, row, sequence,
+            H, BLOCK_B,
+        )  # fmt: skip
+        x_i, x_f, x_g, x_o, room = wait_four(
+            x_i, x_f, x_g, x_o, gates_ih_ptr + offs_z, inside, H, tag(0, slots),
+            asked, room_ptr, room, 1,
+        )  # fmt: skip
+    elif offsets_ptr is None:
+        x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + offs_z, mask_z, GATE)
+        gates_ih_ptr += step_z
+    else:
         now = mask_z & (row + sequence_z < count_0)
         x_i, x_f, x_g, x_o = load_gates(gates_ih_ptr + begin_0 * (4 * GATE) + offs_z, now, GATE)
+    if offsets_ptr is not None:
         active = offs_b < count_0
         alive = mask & (row + sequence < count_0)
         out_ptr = output_ptr + begin_0 * (D * H)
@@ -327,17 +368,27 @@ def layer_forward(
         z_g, z_o = z_g + only(d_g, mask), z_o + only(d_o, mask)
     i, f, g, o, h, c = take_step(z_i, z_f, z_g, z_o, h, c, active, FAST, EXACT)
     p_h = from_tile(h, dtype, mask)
+    if RING:
+        offs_r, inside_r = slot_indices(BLOCK_H, BLOCK_B, H)
+        q_h = h
     if SAVE:
         p_i, p_f, p_g, p_o, p_c = pack_step(i, f, g, o, c, dtype)
     if resets_ptr is not None:
         cut = load_cuts(resets_ptr, offsets_ptr, 0, T, B, offs_b, reverse)
         h, c = clear(cut, h), clear(cut, c)
-    z_ptr = gates_ih_ptr
-    now = mask_z & (T > 1)
-    if offsets_ptr is not None:
-        z_ptr += begin_0 * (4 * GATE)
-        now &= row + sequence_z < count_0
-    x_i, x_f, x_g, x_o = load_gates(z_ptr + offs_z, now, GATE)
+    if RING:
+        n = tl.minimum(1, T - 1)
+        x_i, x_f, x_g, x_o = read_joint_gates(
+            gates_ih_ptr, offs_z, inside, begin_0, count_0, n, slots, handed, step_z, row, sequence,
+            H, BLOCK_B,
+        )  # fmt: skip
+    else:
+        z_ptr = gates_ih_ptr
+        now = mask_z & (T > 1)
+        if offsets_ptr is not None:
+            z_ptr += begin_0 * (4 * GATE)
+            now &= row + sequence_z < count_0
+        x_i, x_f, x_g, x_o = load_gates(z_ptr + offs_z, now, GATE)
     if b_i is not None:
         b_i, b_f, b_g, b_o = scale * b_i, scale * b_f, scale * b_g, scale * b_o
     if AHEAD == 2:
@@ -357,15 +408,12 @@ def layer_forward(
     else:
         words = exchange_units(h.to(DOT), buffers, 1)
 
-    period = steps_of_layer(T)
-    if done_ptr is not None:
-        silent = tl.where(heard, 1, T)
     # The order in here is the compiler's hint: what nobody waits for stands below the product,
     # under which it then takes place, and the exchange stands last, as close to h as it gets.
     for t in range(1, T):
         if resets_ptr is not None:
             cut = load_cuts(resets_ptr, offsets_ptr, t, T, B, offs_b, reverse)
-        if AHEAD == 1:
+        if AHEAD == 1 and not RING:
             z_i, z_f, z_g, z_o = gate_tiles(
                 x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, scale, dtype, BLOCK_H, BLOCK_B, FAST,
             )  # fmt: skip
@@ -379,7 +427,8 @@ def layer_forward(
             else:
                 d = product(w, to_operand(words, BLOCK_H, BLOCK_B, DOT))
             d_i, d_f, d_g, d_o = to_gates(d, BLOCK_B)
-            z_i, z_f, z_g, z_o = z_i + d_i, z_f + d_f, z_g + d_g, z_o + d_o
+            if not RING:
+                z_i, z_f, z_g, z_o = z_i + d_i, z_f + d_f, z_g + d_g, z_o + d_o
         if AHEAD == 2:
             n_i, n_f, n_g, n_o = gate_tiles(
                 x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, scale, dtype, BLOCK_H, BLOCK_B, FAST,
@@ -389,30 +438,49 @@ def layer_forward(
         if SAVE:
             save_step(p_i, p_f, p_g, p_o, p_c, steps_ptr, SIZE)
             steps_ptr += 5 * SIZE
-        now = mask_z & (t + AHEAD < T)
+        if RING:
+            hand(slot(ring_ptr, t - 1, slots, BLOCK_B * H) + offs_r, q_h, inside_r, t - 1, slots)
+            x_i, x_f, x_g, x_o, room = wait_four(
+                x_i, x_f, x_g, x_o, slot(gates_ih_ptr, t, slots, BLOCK_B * 4 * H) + offs_z,
+                inside, H, tag(t, slots), asked, room_ptr, room, t + 2 - slots,
+            )  # fmt: skip
+            z_i, z_f, z_g, z_o = gate_tiles(
+                x_i, x_f, x_g, x_o, b_i, b_f, b_g, b_o, scale, dtype, BLOCK_H, BLOCK_B, FAST,
+            )  # fmt: skip
+            z_i, z_f, z_g, z_o = z_i + d_i, z_f + d_f, z_g + d_g, z_o + d_o
+            tell(taken_ptr, t)
+            room = ask(room_ptr)
+        n = tl.minimum(t + AHEAD, T - 1)
         if offsets_ptr is None:
-            gates_ih_ptr += step_z
-            z_ptr = gates_ih_ptr
             out_ptr += step_h
+            begin_n, count_n = None, None
         else:
             active = offs_b < count_0
             alive = mask & (row + sequence < count_0)
             out_ptr = output_ptr + begin_0 * (D * H)
-            z_ptr = gates_ih_ptr + (begin_2 if AHEAD == 2 else begin_1) * (4 * GATE)
-            now &= row + sequence_z < (count_2 if AHEAD == 2 else count_1)
+            begin_n, count_n = (begin_2, count_2) if AHEAD == 2 else (begin_1, count_1)
             begin_0, count_0, begin_1, count_1 = begin_1, count_1, begin_2, count_2
             begin_2, count_2 = step_rows(offsets_ptr, t + 3, T, reverse)
-        if done_ptr is not None:  # noqa: SIM102 (known when the kernel is compiled, the other not)
-            if ((t & (period - 1)) == 1) & (t > silent):
-                # All threads had written those before the last one when they met in its exchange.
-                tell(done_ptr, t - 1)
-        if ready_ptr is not None:
-            there = wait(ready_ptr, there, tl.minimum(t + 1 + AHEAD, T))
-        x_i, x_f, x_g, x_o = load_gates(z_ptr + offs_z, now, GATE)
+        if RING:
+            x_i, x_f, x_g, x_o = read_joint_gates(
+                gates_ih_ptr, offs_z, inside, begin_n, count_n, n, slots, handed, step_z, row,
+                sequence, H, BLOCK_B,
+            )  # fmt: skip
+        else:
+            now = mask_z & (t + AHEAD < T)
+            if offsets_ptr is None:
+                gates_ih_ptr += step_z
+                z_ptr = gates_ih_ptr
+            else:
+                z_ptr = gates_ih_ptr + begin_n * (4 * GATE)
+                now &= row + sequence_z < count_n
+            x_i, x_f, x_g, x_o = load_gates(z_ptr + offs_z, now, GATE)
         i, f, g, o, h, c = take_step(z_i, z_f, z_g, z_o, h, c, active, FAST, EXACT, inverse)
         p_h = from_tile(h, dtype, mask)
         if SAVE:
             p_i, p_f, p_g, p_o, p_c = pack_step(i, f, g, o, c, dtype)
+        if RING:
+            q_h = h
         if resets_ptr is not None:
             h, c = clear(cut, h), clear(cut, c)
         if AHEAD == 2:
@@ -422,14 +490,13 @@ def layer_forward(
             words, rests = exchange_exact(h, buffers, t + 1)
         else:
             words = exchange_units(h.to(DOT), buffers, t + 1)
+    if RING:
+        hand(hide(slot(ring_ptr, T - 1, slots, BLOCK_B * H)) + offs_r, q_h, inside_r, T - 1, slots)
     tl.store(hide(out_ptr) + offs_h, p_h, mask=alive)
     if SAVE:
         save_step(p_i, p_f, p_g, p_o, p_c, hide(steps_ptr), SIZE)
     tl.store(h_n_ptr + offs_state, from_tile(h, dtype, mask), mask=mask)
     tl.store(c_n_ptr + offs_state, from_tile(c, dtype, mask), mask=mask)
-    if done_ptr is not None:  # noqa: SIM102
-        if heard:
-            tell_all(done_ptr, T)
 
 
 # T and B change from call to call, and with B the addresses at which a layer's states begin. They
@@ -479,8 +546,8 @@ def lstm_forward_kernel(
             return
     layer_forward(
         None, None, gates_ih_ptr, bias_ih_ptr, bias_hh_ptr, weight_hh_ptr, h_0_ptr, c_0_ptr,
-        offsets_ptr, resets_ptr, output_ptr, h_n_ptr, c_n_ptr, steps_ptr, None, None, None, None,
-        tile, tiles, layer, T, B, H, D, BLOCK_H, BLOCK_B, VEC, EXACT,
+        offsets_ptr, resets_ptr, output_ptr, h_n_ptr, c_n_ptr, steps_ptr,
+        None, tile, tiles, layer, T, B, H, D, BLOCK_H, BLOCK_B, VEC, EXACT,
     )  # fmt: skip
 
 

@@ -122,6 +122,30 @@ def to_tile(x, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
 
 
 @inline
+def cell_number(unit, sequence, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
+    """Of a tile's cells, one of each thread after the other: q j p w r c; of two sequences, where a
+    thread has but one, w r c q.
+    """
+    C: tl.constexpr = _c(BLOCK_B)
+    P: tl.constexpr = _p(BLOCK_B)
+    if BLOCK_B == 2:
+        return (unit // 2 * C + sequence) * 2 + unit % 2
+    else:
+        jp = sequence // (C * P) * P + sequence % P
+        slow = unit % 2 * (BLOCK_B // C) + jp
+        return (slow * (BLOCK_H // 2) + unit // 2) * C + sequence // P % C
+
+
+@inline
+def cells_to_tile(x, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
+    """Numbers in the order of `cell_number` to a float32 tile."""
+    if BLOCK_B == 2:
+        return to_tile(tl.reshape(x, (1, BLOCK_H * BLOCK_B)), BLOCK_H, BLOCK_B)
+    else:
+        return to_tile(tl.reshape(x, (BLOCK_H * BLOCK_B, 1)), BLOCK_H, BLOCK_B)
+
+
+@inline
 def pair_indices(BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
     """First unit and sequence of a tile's pairs of units, one word each: (BLOCK_B BLOCK_H / 2,),
     j p w r c. Of four sequences at least.

@@ -2,7 +2,7 @@
 
 import triton.language as tl
 
-from .layout import inline, load_in_place
+from .layout import inline, load_in_place, pairs_to_tile, to_tile
 
 
 @inline
@@ -14,6 +14,15 @@ def load_gates(pointers, mask, GATE: tl.constexpr):
         tl.load(pointers + 2 * GATE, mask=mask, other=0),
         tl.load(pointers + 3 * GATE, mask=mask, other=0),
     )
+
+
+@inline
+def loaded_tile(x, dtype: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
+    """What was loaded in memory order, in dtype or two of dtype in a word, as a tile."""
+    if x.dtype == tl.int32:
+        return pairs_to_tile(x, BLOCK_H, BLOCK_B, dtype)
+    else:
+        return to_tile(x, BLOCK_H, BLOCK_B)
 
 
 @inline

@@ -11,6 +11,7 @@ from .pieces import (
     aligned,
     contiguous,
     differentiable_backward,
+    gates_of_lowest,
     give_biases,
     joint_backward,
     kernels,
@@ -167,15 +168,17 @@ def _forward(call, input, masks, resets, h_0, c_0, weights, saved):
     # Packed sequences end at different steps, with which the second direction begins; the kernel's
     # h is not projected; and slices exchange what is below 1.
     folded = h_0 is not None and ((packing and D == 2) or projected or call.sliced)
-    (done,) = new_counters(call.counters, input, 1)
+    (taken,) = new_counters(call.counters, input, 1)
     x, group = input, []
     for layer in range(L):
         directions = call.weights(weights, layer)
         # Of several layers at once the kernel multiplies for all but the first.
-        if group:
-            gates_ih = input.new_empty(math.prod(rows), 4 * H)
-        else:
-            gates_ih = _gates_ih(x.reshape(-1, x.shape[-1]), directions)
+        if not group:
+            x = x.reshape(-1, x.shape[-1])
+            if call.layers > 1 and layer < L - 1:
+                gates_ih = gates_of_lowest(x, directions[0].weight_ih)
+            else:
+                gates_ih = _gates_ih(x, directions)
         if folded:
             for n, of_direction in enumerate(directions):
                 addend = h_0[layer * D + n] @ of_direction.weight_hh.t()
@@ -189,7 +192,7 @@ def _forward(call, input, masks, resets, h_0, c_0, weights, saved):
             output, hidden, steps, weight_hh_t = saved[layer * SAVED : (layer + 1) * SAVED]
             hidden = output if hidden is None else hidden
         biases = _stack(directions, 2), _stack(directions, 3)
-        own = gates_ih, *biases, _recurrent(directions), hidden, steps, weight_hh_t
+        own = *biases, _recurrent(directions), hidden, steps, weight_hh_t
         group.append(own)
         if layer < L - 1 and len(group) < call.layers:
             continue
@@ -197,13 +200,13 @@ def _forward(call, input, masks, resets, h_0, c_0, weights, saved):
             first = layer + 1 - len(group)
             weight_ih = [call.weights(weights, n)[0].weight_ih for n in range(first + 1, layer + 1)]
             kernels().joint_forward.lstm_joint_forward(
-                group, map(contiguous, weight_ih), _between(masks, first, layer), h_0, c_0,
-                h_n, c_n, done[layer // call.layers], first, T, B, call.tile,
+                group, gates_ih, map(contiguous, weight_ih), _between(masks, first, layer),
+                h_0, c_0, h_n, c_n, taken[layer // call.layers], first, T, B, call.tile,
                 packing and packing.offsets, flags,
             )  # fmt: skip
         else:
             kernels().forward.lstm_forward(
-                *own, None if folded else h_0, c_0, last, c_n, layer, D, T, B, call.tile,
+                gates_ih, *own, None if folded else h_0, c_0, last, c_n, layer, D, T, B, call.tile,
                 packing and packing.offsets, flags,
                 _meeting(call, input, backward=False) if call.sliced else None,
             )  # fmt: skip
@@ -237,7 +240,7 @@ def _backward(call, input, grads, masks, resets, saved, h_0, c_0, weights, needs
     lowest = 0 if all_layers else needs_weights.index(True) // (D * call.size)
     # Of several layers at once, those below
     below = []
-    (done,) = new_counters(call.counters, input, 1)
+    (taken,) = new_counters(call.counters, input, 1)
     for layer in reversed(range(lowest, L)):
         directions, first = call.weights(weights, layer), layer * D
         # Those of the layer's weights, and of one of its directions
@@ -262,7 +265,7 @@ def _backward(call, input, grads, masks, resets, saved, h_0, c_0, weights, needs
             *below, grad_gates = joint_backward(
                 call, math.prod(rows), kept[2::SAVED], kept[3::SAVED],
                 _between(masks, bottom, layer), aligned(grad_hidden), grad_h_n, grad_c_n, grad_h_0,
-                grad_c_0, bias_parts, done[layer // call.layers], bottom, T, B,
+                grad_c_0, bias_parts, taken[layer // call.layers], bottom, T, B,
                 packing and packing.offsets, flags,
             )  # fmt: skip
         else:

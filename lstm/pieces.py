@@ -3,6 +3,7 @@
 from functools import cache
 
 import torch
+from torch.nn import functional as F
 
 from . import reference
 from .reference import by_layer
@@ -41,25 +42,34 @@ def num_transposed(D, layer):
 
 def new_counters(sizes, like, passes):
     """Of each pass the counters of all launches of several layers at once, before the first step
-    (kernels/progress.py); None where there are none. sizes: of a pass, `counters` of its call.
+    (kernels/rings.py); None where there are none. sizes: of a pass, `counters` of its call.
     """
     return like.new_zeros(passes, *sizes, dtype=torch.int32) if sizes else (None,) * passes
 
 
+def gates_of_lowest(x, weight_ih):
+    """W_ih x of the lowest of several layers at once, x (rows, I), in float32 as the others' gates
+    are: (rows, 4H).
+    """
+    if x.is_cuda and x.dtype != torch.float32:
+        return torch.mm(x, weight_ih.t(), out_dtype=torch.float32)
+    return F.linear(x.float(), weight_ih.float())
+
+
 def joint_backward(
     call, rows, steps, weight_hh_t, masks, grad_output, grad_h_n, grad_c_n, grad_h_0, grad_c_0,
-    bias_parts, done, layer, T, B, offsets=None, resets=None,
+    bias_parts, taken, layer, T, B, offsets=None, resets=None,
 ):  # fmt: skip
     """Gradients of the gates' sums of several layers at once, from `layer` on. rows: of all steps;
     steps, weight_hh_t: of each layer; grad_output: of the last, None for zeros.
     """
     # Not parts of one tensor: kernels are compiled for what is aligned, as every tensor begins.
     grad_gates = [x.new_empty(rows, 4 * call.H) for x in steps]
-    grad_outputs = [x.new_empty(rows, call.H) for x in steps[1:]]
-    grad_outputs.append(steps[0].new_zeros(rows, call.H) if grad_output is None else grad_output)
+    if grad_output is None:
+        grad_output = steps[0].new_zeros(rows, call.H)
     kernels().joint_backward.lstm_joint_backward(
-        steps, weight_hh_t, grad_outputs, grad_gates, masks, grad_h_n, grad_c_n, grad_h_0, grad_c_0,
-        bias_parts, done, layer, T, B, call.tile, offsets, resets,
+        steps, weight_hh_t, grad_output, grad_gates, masks, grad_h_n, grad_c_n, grad_h_0, grad_c_0,
+        bias_parts, taken, layer, T, B, call.tile, offsets, resets,
     )  # fmt: skip
     return grad_gates
 

@@ -10,6 +10,7 @@ from .pieces import (
     aligned,
     contiguous,
     differentiable_backward,
+    gates_of_lowest,
     give_biases,
     joint_backward,
     kernels,
@@ -31,7 +32,7 @@ class PlainLSTM(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, call, input, *weights):
-        outputs, saved, ctx.done = on_device_of(_forward, call, input, weights)
+        outputs, saved, ctx.taken = on_device_of(_forward, call, input, weights)
         ctx.call = call
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(input, *saved, *weights)
@@ -50,8 +51,8 @@ class PlainLSTM(torch.autograd.Function):
             with Branches(input.device) as branches:
                 return on_device_of(_backward, *given, None, branches.mm)
         # Zeros for the first backward only.
-        done, ctx.done = ctx.done, None
-        return on_device_of(_backward, *given, done)
+        taken, ctx.taken = ctx.taken, None
+        return on_device_of(_backward, *given, taken)
 
 
 def _forward(call, input, weights):
@@ -63,36 +64,36 @@ def _forward(call, input, weights):
     x = input.reshape(T * B, I)
     saved, group = [x], []
     # Of both passes at once: a launch less.
-    done, done_backward = new_counters(call.counters, x, 2)
+    taken, taken_backward = new_counters(call.counters, x, 2)
     for layer in range(L):
         weight_ih, weight_hh, *biases = weights[4 * layer : 4 * layer + 4]
         # Of several layers at once the kernel multiplies for all but the first.
-        gates_ih = x.new_empty(T * B, 4 * H) if group else F.linear(x, weight_ih)
+        if not group:
+            z = (gates_of_lowest if call.layers > 1 and layer < L - 1 else F.linear)(x, weight_ih)
         x = input.new_empty(T, B, H) if layer == L - 1 else input.new_empty(T * B, H)
         steps = input.new_empty((1 + 5 * T) * numbers)
         weight_hh_t = input.new_empty(num_transposed(1, layer), H, 4 * H)
         saved += (steps, weight_hh_t, x)
-        group.append(
-            (gates_ih, *map(Tensor.contiguous, (*biases, weight_hh)), x, steps, weight_hh_t)
-        )
+        group.append((*map(Tensor.contiguous, (*biases, weight_hh)), x, steps, weight_hh_t))
         if layer < L - 1 and len(group) < call.layers:
             continue
         if len(group) == 1:
-            kernels().forward.lstm_forward(*group.pop(), None, None, h_n, c_n, layer, 1, T, B, tile)
+            own = z, *group.pop(), None, None, h_n, c_n
+            kernels().forward.lstm_forward(*own, layer, 1, T, B, tile)
         else:
             first = layer + 1 - len(group)
             kernels().joint_forward.lstm_joint_forward(
-                group, map(Tensor.contiguous, weights[4 * first + 4 : 4 * layer + 4 : 4]), None,
-                None, None, h_n, c_n, done[layer // call.layers], first, T, B, tile,
+                group, z, map(Tensor.contiguous, weights[4 * first + 4 : 4 * layer + 4 : 4]), None,
+                None, None, h_n, c_n, taken[layer // call.layers], first, T, B, tile,
             )  # fmt: skip
             group = []
-    return (x, h_n, c_n), saved, done_backward
+    return (x, h_n, c_n), saved, taken_backward
 
 
-def _backward(call, input, grads, saved, weights, needs, done, mm=torch.mm):
+def _backward(call, input, grads, saved, weights, needs, taken, mm=torch.mm):
     """None, then gradients of the input and the weights, for those needed.
 
-    done: as `_forward` gave it, to the first backward; None to any further, and to one that a CUDA
+    taken: as `_forward` gave it, to the first backward; None to any further, and to one that a CUDA
     graph captures, which may run more than once; mm: multiplies for the weights.
     """
     L, H, tile, (T, B, I), (needs_input, *needs) = call.L, call.H, call.tile, input.shape, needs
@@ -103,8 +104,8 @@ def _backward(call, input, grads, saved, weights, needs, done, mm=torch.mm):
     # Of several layers at once, those below
     lowest, below = 0 if needs_input else needs.index(True) // 4, []
     biases, bias_parts = room_for_biases(call, input)
-    if call.layers > 1 and done is None:
-        (done,) = new_counters(call.counters, input, 1)
+    if call.layers > 1 and taken is None:
+        (taken,) = new_counters(call.counters, input, 1)
     for layer in range(L - 1, lowest - 1, -1):
         at, (x, *own, h) = 4 * layer, saved[3 * layer : 3 * layer + 4]
         if below:
@@ -113,7 +114,7 @@ def _backward(call, input, grads, saved, weights, needs, done, mm=torch.mm):
             kept = saved[3 * bottom + 1 : 3 * layer + 3]
             *below, dz = joint_backward(
                 call, T * B, kept[::3], kept[1::3], None, grad, grad_h_n, grad_c_n, None, None,
-                bias_parts, done[layer // call.layers], bottom, T, B,
+                bias_parts, taken[layer // call.layers], bottom, T, B,
             )  # fmt: skip
         else:
             dz = input.new_empty(T * B, 4 * H)

@@ -46,7 +46,8 @@ def test_every_barrier_of_a_kernel_is_missed(emulated):
 
 def test_programs_that_do_not_wait_for_each_other_read_what_is_not_there(emulated):
     errors = emulated["without waiting"]
-    assert {name for name, error in errors.items() if not error <= 1} >= {"output", "grad_gates"}
+    # They read what a ring is emptied with: zeros.
+    assert {name for name, error in errors.items() if not error <= 0.1} >= {"output", "grad_gates"}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

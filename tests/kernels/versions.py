@@ -109,25 +109,26 @@ def joint_calls(first=0):
     ]:
         tile, numbers = config.tile(H, 3, dtype.itemsize), 4 * H * H * 64
         x, moved = (torch.zeros(numbers + 4, dtype=dtype)[at:] for at in (0, offset))
-        state, done = torch.zeros(layers, 3, H, dtype=dtype), torch.zeros(12, dtype=torch.int32)
-        done = done[first : first + 5]
+        state, taken = torch.zeros(layers, 3, H, dtype=dtype), torch.zeros(12, dtype=torch.int32)
+        taken = taken[first : first + config.stages(layers)].view(-1, 1)
         kept = (x, torch.zeros(2, H, 4 * H, dtype=dtype)) if saved else (None, None)
         own = [
-            (x, *([x, x] if bias else [None, None]), weight, x, *kept)
+            (*([x, x] if bias else [None, None]), weight, x, *kept)
             for weight in (x, moved, x)[:layers]
         ]
+        gates_ih = torch.zeros(4 * H * 64)
         masks = (layers - 1) * [x] if masked else None
         cuts = torch.zeros(48, dtype=torch.uint8) if masked else None
         offsets = torch.zeros(17, dtype=torch.int64) if layers == 3 else None
         yield from captured(
-            joint_forward.lstm_joint_forward, own, (layers - 1) * [x], masks, None, state, state,
-            state, done, 0, 16, 3, tile, offsets, cuts,
+            joint_forward.lstm_joint_forward, own, gates_ih, (layers - 1) * [x], masks, None, state,
+            state, state, taken, 0, 16, 3, tile, offsets, cuts,
         )  # fmt: skip
         if saved:
             sums = torch.zeros(layers, 4 * H) if bias else None
             yield from captured(
                 joint_backward.lstm_joint_backward, *([y] * layers for y in kept),
-                (x, moved, x)[:layers], layers * [x], masks, state, None, None, state, sums, done,
+                moved, layers * [x], masks, state, None, None, state, sums, taken,
                 0, 16, 3, tile, offsets, cuts,
             )  # fmt: skip
 

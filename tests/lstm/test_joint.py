@@ -247,11 +247,11 @@ def counters(monkeypatch):
 
     def counted(launch):
         def call(*args):
-            (done,) = [x for x in args if getattr(x, "dtype", None) == torch.int32]
-            found.append((done.count_nonzero().item(), done.untyped_storage().data_ptr()))
+            (taken,) = [x for x in args if getattr(x, "dtype", None) == torch.int32]
+            found.append((taken.count_nonzero().item(), taken.untyped_storage().data_ptr()))
             launch(*args)
             # As on a GPU: interpreted programs need not count.
-            done += 1
+            taken += 1
 
         return call
 

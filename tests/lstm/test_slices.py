@@ -30,7 +30,7 @@ INF, NAN = float("inf"), float("nan")
 
 
 # Several slices: one unit above one slice; ragged and whole slices of each kind of tile
-@pytest.mark.parametrize("H", [129, 200, 256, 257, 384])
+@pytest.mark.parametrize("H", [129, 257, 384])
 def test_every_kind_of_sliced_hidden_size(H, device):
     assert_matches(make_case(3, 3, 7, H, device=device))
 
@@ -41,7 +41,7 @@ def test_nearly_the_largest_hidden_size(device):
 
 @pytest.mark.parametrize(
     ("H", "dtype"),
-    [(200, torch.float16), (200, torch.bfloat16), (512, torch.float16), (1024, torch.bfloat16)],
+    [(200, torch.float16), (256, torch.bfloat16), (1024, torch.bfloat16)],
 )
 def test_sliced_in_half_precision(H, dtype, device):
     assert_matches(make_case(2, 2, 7, H, dtype, device))
@@ -53,7 +53,7 @@ def test_sliced_tiles_of_sequences(B, BLOCK_B, device):
     assert_matches(make_case(3, B, 7, 130, device=device), BLOCK_B=BLOCK_B)
 
 
-@pytest.mark.parametrize(("T", "hx"), [(1, False), (2, True), (5, False)])
+@pytest.mark.parametrize(("T", "hx"), [(1, False), (2, True), (3, False)])
 def test_sliced_in_layers_and_directions(T, hx, device):
     assert_matches(make_case(T, 5, 7, 140, device=device, num_layers=2, D=2, hx=hx))
 
@@ -235,7 +235,7 @@ needs_interpreter = pytest.mark.skipif(
 
 # A last slice of a single unit, and half of the columns of units that no slice has
 TURNS = {
-    "one_launch": (dict(T=6, B=3, I=5, H=129), None, 8),
+    "one_launch": (dict(T=4, B=3, I=5, H=129), None, 8),
     "two_launches": (dict(T=3, B=10, I=5, H=129), None, 1),
     "both_directions": (dict(T=4, B=3, I=5, H=129, D=2, hx=False), None, 8),
     "packed": (dict(T=4, B=3, I=5, H=129, D=2), [4, 3, 1], 8),

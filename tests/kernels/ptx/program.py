@@ -1,5 +1,7 @@
 """The programs of a grid, each with its threads, from the first instruction to the last."""
 
+from itertools import count
+
 import numpy as np
 
 from .arithmetic import NUMBERS, WIDTH, compute
@@ -12,13 +14,15 @@ from .warps import CONTROL, OTHERS
 APART = 1 << 40
 # Of a program, after which it is taken to wait for ever
 MOST_JUMPS = 1_000_000
+# Turns of which a slow program takes one
+SLOW = 20
 
 
 class Program:
     """One program of a grid."""
 
     def __init__(self, kernel, parameters, tensors, index, grid, shared_bytes):
-        self.code, self.threads = kernel.code, kernel.threads
+        self.code, self.threads, self.index = kernel.code, kernel.threads, index
         self.parameters = dict(zip(kernel.parameters, parameters, strict=True))
         self.tensors = tensors
         # As shared memory: NaN until it is written.
@@ -155,13 +159,14 @@ def _join(fronts, pc, threads):
         fronts[pc] = fronts[pc] | threads if pc in fronts else threads
 
 
-def run(ptx, arguments, grid, shared_bytes=0, together=False):
+def run(ptx, arguments, grid, shared_bytes=0, together=False, slow=None):
     """Run a kernel over a grid.
 
     Args: arguments: of the kernel, in its order: contiguous numpy arrays, which it changes, at
         addresses aligned as their own are modulo 16; numbers; None for what was compiled in.
         shared_bytes: compiled.metadata.shared; together: programs take turns, as those have to that
-        wait for each other, else one after the other.
+        wait for each other, else one after the other; slow: but those with this second index in the
+        grid, which take one turn of SLOW.
     Returns: accesses to shared memory that its banks made of one, beyond the first.
     Raises: PTXError.
     """
@@ -188,8 +193,14 @@ def run(ptx, arguments, grid, shared_bytes=0, together=False):
     conflicts = 0
     with np.errstate(all="ignore"):
         for some in [list(programs)] if together else ([program] for program in programs):
-            left = [program.steps() for program in some]
-            while left:
-                left = [steps for steps in left if next(steps, steps) is not steps]
+            left = [(program.steps(), program.index[1] == slow) for program in some]
+            for turn in count():
+                left = [
+                    (steps, late)
+                    for steps, late in left
+                    if (late and turn % SLOW) or next(steps, steps) is not steps
+                ]
+                if not left:
+                    break
             conflicts += sum(program.shared.conflicts for program in some)
     return conflicts
