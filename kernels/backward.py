@@ -73,7 +73,6 @@ from .rings import (
     start,
     tag,
     tell,
-    untagged,
     wait,
 )
 from .sliced_backward import lstm_sliced_backward_kernel
@@ -285,7 +284,7 @@ def layer_backward(
             sequence, T, B, H, BLOCK_B, FLOAT32,
         )  # fmt: skip
         x, room = wait(x, from_ptr + offs_x, inside, tag(0, slots), asked, room_ptr, room, 1)
-        grad_x = to_tile(untagged(x), BLOCK_H, BLOCK_B)
+        grad_x = to_tile(x, BLOCK_H, BLOCK_B)
         x = read_joint_grad(
             from_ptr, grad_output_ptr, offs_x, inside, begin_1, count_1, step + 1, slots, handed,
             row, sequence, T, B, H, BLOCK_B, FLOAT32,
@@ -470,10 +469,10 @@ def layer_backward(
             # The fence keeps its use here: any earlier it is not there yet.
             more = loaded_tile(fence(grad), dtype, BLOCK_H, BLOCK_B)
             if RING:
-                more = tl.where(handed, to_tile(untagged(x), BLOCK_H, BLOCK_B), more)
+                more = tl.where(handed, to_tile(x, BLOCK_H, BLOCK_B), more)
             dh += more
         elif RING:
-            dh += to_tile(untagged(x), BLOCK_H, BLOCK_B)
+            dh += to_tile(x, BLOCK_H, BLOCK_B)
         if RING and AHEAD:
             x = read_joint_grad(
                 from_ptr, grad_output_ptr, offs_x, inside, begin_2, count_2, s + 2, slots, handed,

@@ -151,8 +151,8 @@ def gates_indices(BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
 
 @inline
 def gates_of(words, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr):
-    """Words of a slot of gates, as memory has them, to a tile for each gate."""
-    i_g, f_o = tl.reshape(untagged(words), (BLOCK_H * BLOCK_B, 2, 2)).split()
+    """Numbers of a slot of gates, as memory has them, to a tile for each gate."""
+    i_g, f_o = tl.reshape(words, (BLOCK_H * BLOCK_B, 2, 2)).split()
     i, g = i_g.split()
     f, o = f_o.split()
     i, f = cells_to_tile(i, BLOCK_H, BLOCK_B), cells_to_tile(f, BLOCK_H, BLOCK_B)
@@ -171,8 +171,8 @@ def _tagged(x, step, slots):
 
 
 @inline
-def untagged(words):
-    """Words as numbers: a zero comes out as one."""
+def _untagged(words):
+    """Words as numbers: zeros and infinities come out as what they were."""
     if INTERPRETED:
         return words
     else:
@@ -182,7 +182,7 @@ def untagged(words):
 @inline
 def hand(pointers, x, inside, step, slots):
     """Write a tile for the next stage, where inside holds, in the layout it has: tl.store would
-    first change to one of its own. An infinity may come out of it as a NaN.
+    first change to one of its own.
     """
     inside = tl.broadcast_to(inside, x.shape)
     if INTERPRETED:
@@ -238,9 +238,9 @@ def read_four(pointers, mask, GATE: tl.constexpr, tag):
 
 @inline
 def wait(x, pointers, mask, tag, handed, room_ptr, room, needed):
-    """What `read` has read, once all of it is there and there is as much room as needed. Returns:
-    also how much room there is. mask: None of a stage that always is handed all; handed: 1, or 0 of
-    one that is handed nothing.
+    """The numbers that `read` has read, once all of them are there and there is as much room as
+    needed. Returns: also how much room there is. mask: None of a stage that always is handed all;
+    handed: 1, or 0 of one that is handed nothing.
     """
     if not INTERPRETED:
         spins = 0
@@ -249,7 +249,7 @@ def wait(x, pointers, mask, tag, handed, room_ptr, room, needed):
             spins, room = spins + 1, ask(room_ptr)
             x = _read_again(x, pointers, mask, tag, handed)
             _look(x, tag)
-    return x, room
+    return _untagged(x), room
 
 
 @inline
@@ -265,7 +265,7 @@ def wait_four(i, f, g, o, pointers, mask, GATE: tl.constexpr, tag, handed, room_
             g = _read_again(g, pointers + 2 * GATE, mask, tag, handed)
             o = _read_again(o, pointers + 3 * GATE, mask, tag, handed)
             _look_at_four(i, f, g, o, tag)
-    return i, f, g, o, room
+    return _untagged(i), _untagged(f), _untagged(g), _untagged(o), room
 
 
 @inline

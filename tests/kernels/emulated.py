@@ -77,9 +77,10 @@ class Case:
     sudden: whether a gradient is given only at the third step from the last, a million times as
     large for every other sequence; its errors are of each step and sequence;
     states: h_0, c_0 and gradients of both; saved: whether there is a backward; large: of the
-    weights of a few units, out of float16's range; at_once: of slices, else of no meaning; block_b:
-    sequences of a tile; layers: if several, at once, with dropout masks where they have resets;
-    slow: the stage of these, from 0 on, that the others wait for.
+    weights of a few units, out of float16's range, or, between layers, infinite; at_once: of
+    slices, else of no meaning; block_b: sequences of a tile; layers: if several, at once, with
+    dropout masks where they have resets; slow: the stage of these, from 0 on, that the others wait
+    for.
     """
 
     H: int
@@ -164,7 +165,7 @@ CASES = [
     Case(37, "float32", 90, T=9, layers=2, bias=False, resets=True),
     Case(16, "bfloat16", 120, T=1, layers=2, states=False, resets=True),
     Case(16, "float32", 90, T=27, B=2, layers=2, block_b=4, slow=2),
-    Case(16, "float16", 86, T=19, B=2, layers=2, saved=False, slow=0),
+    Case(16, "float16", 86, T=19, B=2, layers=2, saved=False, slow=0, large=True),
     Case(24, "float16", 89, T=10, B=5, layers=3, block_b=4, resets=True),
     Case(128, "float32", 90, T=5, B=9, layers=2, packed=True, block_b=4),
     Case(24, "bfloat16", 80, T=19, B=13, layers=2, packed=True, resets=True, slow=1),
@@ -348,6 +349,8 @@ def run_joint_case(case, change=None, short=0):
     gates_ih = full(*rows, 4 * H).float()
     layers = [layer(1), *(layer(2) for _ in range(1, L))]
     weight_ih = [full(4 * H, H, scale=H**-0.5) for _ in range(1, L)]
+    if case.large:
+        weight_ih[0][5, 3] = math.inf
     h_0, c_0 = (shifted(full(L, B, H)) if case.states else None for _ in range(2))
     h_n, c_n = shifted(empty(L, B, H)), shifted(empty(L, B, H))
     flags = masks = None
