@@ -15,7 +15,7 @@ APART = 1 << 40
 # Of a program, after which it is taken to wait for ever
 MOST_JUMPS = 1_000_000
 # Turns of which a slow program takes one
-SLOW = 20
+SLOW = 8
 
 
 class Program:
