@@ -289,7 +289,7 @@ def compile_configuration(configuration: Configuration, target: GPUTarget | None
         "resets_ptr": "*u8",
         "exchange_ptr": "*fp32",
         "taken_ptr": "*i32",
-        "rings_ptr": "*fp32",
+        "rings_ptr": "*i32",
         "grad_bias_ptr": "*fp32",
     }
     signature, constexprs, aligned = {}, {}, []

@@ -6,7 +6,6 @@ that layer, which it holds in registers as the others hold W_hh^T, and hands on 
 layer's grad_output.
 """
 
-import torch
 import triton
 import triton.language as tl
 
@@ -182,7 +181,7 @@ def lstm_joint_backward(
     layers, H = len(steps), weight_hh_t[0].shape[-1] // 4
     masks = masks or (layers - 1) * (None,)
     shape = rings_shape(*taken.shape, T, tile["BLOCK_H"], tile["BLOCK_B"])
-    rings = taken.new_empty(shape, dtype=torch.float32)
+    rings = taken.new_empty(shape)
     launch(
         lstm_joint_backward_kernel, (-(-B // tile["BLOCK_B"]), config.stages(layers), 1),
         *map(tuple, (steps, weight_hh_t, grad_gates, masks)), grad_output,

@@ -5,7 +5,6 @@ any two. That one multiplies each h of the lower layer with W_ih of the upper, w
 registers as the others hold W_hh, and hands on what is gates_ih of the upper.
 """
 
-import torch
 import triton
 import triton.language as tl
 
@@ -185,7 +184,7 @@ def lstm_joint_forward(
     H, tiles = c_n.shape[-1], -(-B // tile["BLOCK_B"])
     masks = masks or (len(layers) - 1) * (None,)
     shape = rings_shape(*taken.shape, T, tile["BLOCK_H"], tile["BLOCK_B"])
-    rings = taken.new_empty(shape, dtype=torch.float32)
+    rings = taken.new_empty(shape)
     extra = 0 if layers[0][-1] is None else config.TRANSPOSERS
     launch(
         lstm_joint_forward_kernel, (tiles + extra, config.stages(len(layers)), 1),

@@ -36,8 +36,8 @@ SLOTS = 8
 
 @cache
 def rings_shape(stages, tiles, T, BLOCK_H, BLOCK_B):
-    """Of a launch's rings, in float32, of each stage the one it hands on to: (stages, tiles, slots,
-    4 BLOCK_H BLOCK_B). Nothing has to be in them.
+    """Of a launch's rings, of words of 32 bits, of each stage the one it hands on to: (stages, tiles,
+    slots, 4 BLOCK_H BLOCK_B). Nothing has to be in them.
     """
     slots = max(SLOTS, 1 << (T - 1).bit_length()) if INTERPRETED else SLOTS
     return stages, tiles, slots, 4 * BLOCK_H * BLOCK_B
@@ -62,6 +62,7 @@ def stage_of(
     next stage does; slots; whether it is handed anything, and whether anybody hears it.
     """
     SIZE: tl.constexpr = 4 * BLOCK_H * BLOCK_B
+    rings_ptr = rings_ptr.to(tl.pointer_type(tl.float32), bitcast=True)
     stage = tl.program_id(1)
     handed, heard = stage > 0, stage + 1 < tl.num_programs(1)
     ring_ptr = rings_ptr + (stage * tiles + tile) * slots * SIZE
