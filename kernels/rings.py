@@ -36,7 +36,7 @@ SLOTS = 8
 
 @cache
 def rings_shape(stages, tiles, T, BLOCK_H, BLOCK_B):
-    """Of a launch's rings, of words of 32 bits, of each stage the one it hands on to: (stages, tiles,
+    """Of a launch's rings, words of 32 bits, of each stage the one it hands on to: (stages, tiles,
     slots, 4 BLOCK_H BLOCK_B). Nothing has to be in them.
     """
     slots = max(SLOTS, 1 << (T - 1).bit_length()) if INTERPRETED else SLOTS
