@@ -418,12 +418,9 @@ def limits(configuration: Configuration) -> dict[str, int]:
     saved = -(-numbers * ITEMSIZE[configuration.dtype] // 16)
     loads = 5 * saved + accesses if backward else 4 * accesses
     if joint:
-        # What another stage hands it is read again where it was not there yet, in float32; so is
-        # how far the next stage is. Backward of 16 bits may be given grad_output instead.
-        handed = accesses if backward else 4 * accesses
-        loads = 2 * handed + 2
-        if backward:
-            loads += 5 * saved + (0 if scaled else accesses)
+        # What another stage hands it, in float32, is read again where it was not there yet; so is
+        # how far the next stage is. In 16 bits backward has loads for both, grad_output and that.
+        loads += (4 if not backward else 1 if scaled else 2) * accesses + 2
     return {
         "spills": 0,
         "hgmma + utchmma": 0,

@@ -257,7 +257,6 @@ def layer_backward(
 
     unit, sequence = tile_indices(BLOCK_H, BLOCK_B, H)
     mask = (tile * BLOCK_B + sequence < B) & (unit < H)
-    given = mask
     offs_b = row + tl.arange(0, BLOCK_B)[None, :]
     offs_h = sequence * (D * H) + unit
     offs_z = sequence * (4 * H) + unit

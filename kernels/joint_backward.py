@@ -181,10 +181,10 @@ def lstm_joint_backward(
     layers, H = len(steps), weight_hh_t[0].shape[-1] // 4
     masks = masks or (layers - 1) * (None,)
     shape = rings_shape(*taken.shape, T, tile["BLOCK_H"], tile["BLOCK_B"])
-    rings = taken.new_empty(shape)
     launch(
         lstm_joint_backward_kernel, (-(-B // tile["BLOCK_B"]), config.stages(layers), 1),
         *map(tuple, (steps, weight_hh_t, grad_gates, masks)), grad_output,
-        grad_h_n, grad_c_n, offsets, resets, grad_h_0, grad_c_0, grad_bias, rings, taken,
-        layer, T, B, rings.shape[2], H, **config.joint_tile(tile), launch_cooperative_grid=True,
+        grad_h_n, grad_c_n, offsets, resets, grad_h_0, grad_c_0, grad_bias,
+        taken.new_empty(shape), taken,
+        layer, T, B, shape[2], H, **config.joint_tile(tile), launch_cooperative_grid=True,
     )  # fmt: skip

@@ -27,6 +27,7 @@ from .rings import (
     read,
     rings_shape,
     slot,
+    slot_indices,
     stage_of,
     start,
     tag,
@@ -59,8 +60,7 @@ def multiply_forward(
     row = tile * BLOCK_B + sequence
     inside, mask = unit < H, (row < B) & (unit < H)
     offs, offs_m = sequence * H + unit, row * H + unit
-    unit_z, sequence_z = tl.arange(0, BLOCK_H)[:, None], tl.arange(0, BLOCK_B)[None, :]
-    offs_z, inside_z = sequence_z * (4 * H) + unit_z, unit_z < H
+    offs_z, inside_z = slot_indices(BLOCK_H, BLOCK_B, H, 4)
     BYTES: tl.constexpr = units_bytes(BLOCK_H, BLOCK_B)
     buffers = shared_memory(BYTES + largest_bytes(BLOCK_H, BLOCK_B))
     room = start(stage)
@@ -184,11 +184,10 @@ def lstm_joint_forward(
     H, tiles = c_n.shape[-1], -(-B // tile["BLOCK_B"])
     masks = masks or (len(layers) - 1) * (None,)
     shape = rings_shape(*taken.shape, T, tile["BLOCK_H"], tile["BLOCK_B"])
-    rings = taken.new_empty(shape)
     extra = 0 if layers[0][-1] is None else config.TRANSPOSERS
     launch(
         lstm_joint_forward_kernel, (tiles + extra, config.stages(len(layers)), 1),
         *of_layers, bias_ih, bias_hh, tuple(weight_ih), tuple(masks),
-        gates_ih, h_0, c_0, offsets, resets, h_n, c_n, rings, taken,
-        layer, T, B, rings.shape[2], H, **config.joint_tile(tile), launch_cooperative_grid=True,
+        gates_ih, h_0, c_0, offsets, resets, h_n, c_n, taken.new_empty(shape), taken,
+        layer, T, B, shape[2], H, **config.joint_tile(tile), launch_cooperative_grid=True,
     )  # fmt: skip

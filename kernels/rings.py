@@ -12,9 +12,9 @@ and one trip through the second cache does it, where a counter takes two, and a 
 
 Nobody overwrites what is still to be read: each stage says how many steps it has taken, once all
 its threads have met after that, and the stage before it waits until there is room. The zeros that
-the first tags differ from are written by the ring's reader, who says so with release, the one fence
-of a launch, before anything is handed to it. tests/kernels/test_rings.py goes through every
-order in which two stages can do this.
+the first tags differ from are written by the ring's reader, who says so with release, its one
+fence, before anything is handed to it. tests/kernels/test_rings.py goes through every order in
+which two stages can do this.
 
 All programs of a launch have to run, or some wait for ever: the launch is cooperative, as that of
 slices (slices.py). Nobody waits in a circle: for a step a stage waits for the one before it, for
@@ -83,11 +83,12 @@ def start(stage):
     """
     room = 0
     if not INTERPRETED:
+        _, _, taken_ptr, room_ptr, _, _, _ = stage
         tl.debug_barrier()
-        tell(stage[2], 0, True)
-        spins, room = 0, ask(stage[3], True)
+        tell(taken_ptr, 0, True)
+        spins, room = 0, ask(room_ptr, True)
         while _again(_lacks(0, room, 1), spins):
-            spins, room = spins + 1, ask(stage[3], True)
+            spins, room = spins + 1, ask(room_ptr, True)
     return room
 
 
@@ -133,12 +134,14 @@ def slot(ring_ptr, step, slots, SIZE: tl.constexpr):
 
 
 @inline
-def slot_indices(BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, H: tl.constexpr):
-    """Where a slot, (BLOCK_B, H), has a tile's numbers, and which of them are there: in the layout
-    of a tile.
+def slot_indices(
+    BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, H: tl.constexpr, GATES: tl.constexpr = 1
+):
+    """Where a slot, (BLOCK_B, GATES, H), has a tile's numbers of the first gate, and which of them
+    are there: in the layout of a tile.
     """
     unit = tl.arange(0, BLOCK_H)[:, None]
-    return tl.arange(0, BLOCK_B)[None, :] * H + unit, unit < H
+    return tl.arange(0, BLOCK_B)[None, :] * (GATES * H) + unit, unit < H
 
 
 @inline

@@ -15,6 +15,7 @@ import pytest
 import triton.language as tl
 
 from lstm.kernels.words import _read_four, _sum, tag
+from tests.kernels.states import Wrong, changed, search
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Model:
         return there
 
     def check(self, state):
-        """None, or what is wrong with a state."""
+        """Raises: Wrong, if a state is."""
         for thread, (t, read, _) in zip(self.threads, state, strict=True):
             for writer in self.part[thread]:
                 # Nothing is read of what was there at the start: the kernels take zeros for it.
@@ -95,17 +96,20 @@ class Model:
                     continue
                 for step, its_tag in self.found(state, t, writer):
                     if step > t:
-                        return f"step {t} finds the word of step {step} in place of its own"
+                        raise Wrong(f"step {t} finds the word of step {step} in place of its own")
                     if step < t and its_tag == self.protocol.tag(t):
-                        return f"step {t} takes the word of step {step} for its own"
-        return None
+                        raise Wrong(f"step {t} takes the word of step {step} for its own")
+
+    def finished(self, state):
+        return all(t >= self.steps for t, _, _ in state)
 
     def torn(self, state, t, writer):
         """Whether a number apart from its tag may still be an older one."""
         return not self.protocol.joined and len(self.found(state, t, writer)) > 1
 
     def next(self, state):
-        """All states one access further."""
+        """All states one access further. Raises: Wrong, if this one is."""
+        self.check(state)
         for n, (thread, (t, read, written)) in enumerate(zip(self.threads, state, strict=True)):
             if t >= self.steps:
                 continue
@@ -114,11 +118,11 @@ class Model:
                 if writer not in read and self.written(state, writer) >= t:
                     if t > 0 and self.torn(state, t, writer):
                         raise Wrong(f"step {t} takes an older number with its tag")
-                    yield replaced(state, n, (t, read | {writer}, written))
+                    yield changed(state, n, (t, read | {writer}, written))
             if not written and self.may_write(state, thread, t):
-                yield replaced(state, n, (t, read, True))
+                yield changed(state, n, (t, read, True))
             if written and len(read) == len(part):
-                yield replaced(state, n, (t + 1, frozenset(), False))
+                yield changed(state, n, (t + 1, frozenset(), False))
 
     def may_write(self, state, thread, t):
         """Whether a thread has read its words of step t, and the others of its program theirs."""
@@ -131,33 +135,6 @@ class Model:
         return True
 
 
-class Wrong(Exception):
-    """What a search found."""
-
-
-def replaced(state, n, thread):
-    return (*state[:n], thread, *state[n + 1 :])
-
-
-def search(programs, threads, steps, protocol):
-    """Go through all states. Returns: how many. Raises: Wrong."""
-    model = Model(programs, threads, steps, protocol)
-    start = model.start()
-    seen, ahead = {start}, [start]
-    while ahead:
-        state = ahead.pop()
-        wrong = model.check(state)
-        if wrong:
-            raise Wrong(wrong)
-        following = list(model.next(state))
-        if not following and any(t < steps for t, _, _ in state):
-            raise Wrong("nobody can go on")
-        new = set(following) - seen
-        seen |= new
-        ahead += new
-    return len(seen)
-
-
 def tag_of_h(t):
     """Of one bit."""
     return Protocol().tag(t) % 2
@@ -166,7 +143,7 @@ def tag_of_h(t):
 @pytest.mark.parametrize("of", [Protocol(), Protocol(tag=tag_of_h)], ids=["parts", "h"])
 @pytest.mark.parametrize(("programs", "threads", "steps"), [(2, 1, 8), (2, 2, 6), (3, 1, 6)])
 def test_every_step_reads_its_own_words_in_every_order(programs, threads, steps, of):
-    assert search(programs, threads, steps, of) > 100
+    assert search(Model(programs, threads, steps, of)) > 100
 
 
 WRONG = {
@@ -182,7 +159,7 @@ WRONG = {
 @pytest.mark.parametrize(("change", "reason"), WRONG.values(), ids=WRONG)
 def test_what_is_wrong_with_other_protocols_is_found(change, reason):
     with pytest.raises(Wrong, match=reason):
-        search(2, 2, 4, Protocol(**change))
+        search(Model(2, 2, 4, Protocol(**change)))
 
 
 @pytest.mark.parametrize("count", [4, 2])

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from lstm.kernels import rings
+from tests.kernels.states import Wrong, changed, search
 
 
 class Step(int):
@@ -64,14 +65,6 @@ class State:
     room: tuple
 
 
-class Wrong(Exception):
-    """What a search found."""
-
-
-def changed(values, n, value):
-    return (*values[:n], value, *values[n + 1 :])
-
-
 class Model:
     """A stage that writes, one that reads, each of so many threads. Each thread of the reader reads
     a word of each thread of the writer, in every step.
@@ -83,6 +76,9 @@ class Model:
     def start(self):
         zeros = (0,) * self.threads
         return State((not self.protocol.emptied,) * self.threads, zeros, 0, zeros, zeros, zeros)
+
+    def finished(self, state):
+        return min(state.taken) == self.steps
 
     def found(self, state, reader, writer):
         """Steps whose word a thread can find in place of the one it needs, oldest first; None: what
@@ -135,24 +131,9 @@ class Model:
             yield replace(state, said=taken + 1)
 
 
-def search(threads, steps, slots, protocol):
-    """Go through all states. Returns: how many. Raises: Wrong."""
-    model = Model(threads, steps, slots, protocol)
-    seen, ahead = {model.start()}, [model.start()]
-    while ahead:
-        state = ahead.pop()
-        following = list(model.next(state))
-        if not following and min(state.taken) < steps:
-            raise Wrong("nobody can go on")
-        new = set(following) - seen
-        seen |= new
-        ahead += new
-    return len(seen)
-
-
 @pytest.mark.parametrize(("threads", "steps", "slots"), [(1, 9, 2), (1, 13, 4), (2, 5, 2)])
 def test_every_step_takes_its_own_words_in_every_order(threads, steps, slots):
-    assert search(threads, steps, slots, Protocol()) > 50
+    assert search(Model(threads, steps, slots, Protocol())) > 50
 
 
 WRONG = {
@@ -169,7 +150,7 @@ WRONG = {
 @pytest.mark.parametrize(("change", "reason"), WRONG.values(), ids=WRONG)
 def test_what_is_wrong_with_other_protocols_is_found(change, reason):
     with pytest.raises(Wrong, match=reason):
-        search(2, 5, 2, Protocol(**change))
+        search(Model(2, 5, 2, Protocol(**change)))
 
 
 def test_a_ring_of_the_kernels_has_a_power_of_two_of_slots():

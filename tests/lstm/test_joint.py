@@ -58,14 +58,14 @@ def with_masks(case):
     return replace(case, masks=masks)
 
 
-# Steps that the layers tell of in whole parts, and one more
+# As many steps as it takes, and more than a ring has
 @pytest.mark.parametrize("steps", [T, T + 5])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_two_layers(steps, dtype, device):
     assert_matches(joint(steps, 5, 7, 20, dtype, device))
 
 
-# So many that they tell less often
+# So many that a ring comes round many times
 def test_two_layers_of_many_steps(device):
     assert_matches(joint(67, 3, 3, 16, device=device))
 
