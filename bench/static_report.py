@@ -416,11 +416,14 @@ def limits(configuration: Configuration) -> dict[str, int]:
     sequences = max(1, tile["BLOCK_B"] // 4)  # of a thread
     # Backward reads i, f, g, o and c, 16 bytes at once, and one tile: grad_output.
     saved = -(-numbers * ITEMSIZE[configuration.dtype] // 16)
+    if joint and backward and not scaled:
+        # In 16 bits each unit of a pair is read for itself (rings.in_parts).
+        accesses = numbers
     loads = 5 * saved + accesses if backward else 4 * accesses
     if joint:
-        # What another stage hands it, in float32, is read again where it was not there yet; so is
-        # how far the next stage is. In 16 bits backward has loads for both, grad_output and that.
-        loads += (4 if not backward else 1 if scaled else 2) * accesses + 2
+        # What another stage hands it is read again where it was not there yet; so is how far the
+        # next stage is.
+        loads += (1 if backward else 4) * accesses + 2
     return {
         "spills": 0,
         "hgmma + utchmma": 0,

@@ -43,7 +43,6 @@ from .layout import (
     inline,
     load_cuts,
     operand_indices,
-    pair_indices,
     pin,
     product,
     rows_in_order,
@@ -54,7 +53,7 @@ from .layout import (
     to_units,
     unpack,
 )
-from .memory import load_saved, loaded_tile
+from .memory import load_packed, load_saved
 from .operand import (
     REST,
     gates_to_range,
@@ -68,6 +67,8 @@ from .rings import (
     ask,
     gates_indices,
     hand_gates,
+    in_parts,
+    parts_indices,
     read,
     slot,
     start,
@@ -164,20 +165,23 @@ def load_matrices(
 
 @inline
 def read_joint_grad(
-    from_ptr, grad_output_ptr, offs, inside, begin, count, step, slots, handed, row, sequence, T, B,
-    H: tl.constexpr, BLOCK_B: tl.constexpr, FLOAT32: tl.constexpr,
+    from_ptr, grad_output_ptr, places, begin, count, step, slots, handed, T, B, H: tl.constexpr,
+    BLOCK_B: tl.constexpr,
 ):  # fmt: skip
     """The grad_output of a step, of one of several layers at once: from a ring, if it is handed it,
-    else, in float32, from where it is given, packed from row `begin` on, of `count` sequences.
+    else from where it is given, packed from row `begin` on, of `count` sequences. places: of a
+    tile, in a slot and where it is given, None for the same, which are there, of which sequence.
     """
-    x_ptr, inside = slot(from_ptr, step, slots, BLOCK_B * H), inside & (step < T)
-    if FLOAT32:
-        first = (T - 1 - step).to(tl.int64) * B if begin is None else begin
-        x_ptr = tl.where(handed, x_ptr, grad_output_ptr + (row + first) * H)
-        inside = inside & (handed | (row + sequence < count))
+    offs_r, offs_x, inside, sequence = places
+    first = (T - 1 - step).to(tl.int64) * B if begin is None else begin
+    x_ptr = (grad_output_ptr + first * H).to(from_ptr.dtype, bitcast=True)
+    ring_ptr = slot(from_ptr, step, slots, BLOCK_B * H)
+    if offs_x is None:
+        x_ptr = tl.where(handed, ring_ptr, x_ptr) + offs_r
     else:
-        inside = inside & handed
-    return read(x_ptr + offs, inside, tag(step, slots))
+        x_ptr = tl.where(handed, ring_ptr + offs_r, x_ptr + offs_x)
+    inside = inside & (step < T) & (handed | (sequence < count))
+    return read(x_ptr, inside, tag(step, slots))
 
 
 @inline
@@ -205,14 +209,14 @@ def layer_backward(
     if RING:
         from_ptr, ring_ptr, taken_ptr, room_ptr, slots, handed, heard = stage
         asked = handed.to(tl.int32)
-    # Whether grad_output is read as it is given; not where a ring is read in its place, in float32.
-    GIVEN: tl.constexpr = grad_output_ptr is not None and not (RING and FLOAT32)
-    # Two neighbouring numbers of 16 bits at once, where rows of H are aligned so.
-    PAIRS: tl.constexpr = RING and not FLOAT32 and H % 2 == 0 and BLOCK_B >= 4
+    GIVEN: tl.constexpr = grad_output_ptr is not None and not RING
     # float32's scale is that of two steps before, which takes no part in the chain.
     LAGGED: tl.constexpr = FLOAT32 and not EXACT and not INTERPRETED
     # Saved steps of 16 bits are read as words of two numbers.
     WORDS: tl.constexpr = SIZE if FLOAT32 or BLOCK_B == 2 else SIZE // 2
+    # Of two sequences single ones, of which the compiler makes one register for two: with rings a
+    # step would wait for that, so each is kept in a word of its own.
+    APART: tl.constexpr = RING and FAST and BLOCK_B == 2 and not INTERPRETED
     if WORDS < SIZE:
         steps_ptr = steps_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
     row = tile * BLOCK_B
@@ -276,53 +280,52 @@ def layer_backward(
         begin_row, count, begin_1, count_1, begin_2, count_2 = None, B, None, B, None, B
     if RING:
         room = start(stage)
-        offs_x, inside = sequence * H + unit, unit < H
+        if in_parts(dtype, H):
+            # One number after the other, as of odd H
+            unit_x, sequence_x = tile_indices(BLOCK_H, BLOCK_B, 1)
+            offs_r, offs_x = parts_indices(unit_x, sequence_x, BLOCK_B, H)
+            odd = unit_x % 2 != 0
+        else:
+            unit_x, sequence_x, odd = unit, sequence, None
+            offs_r, offs_x = sequence * H + unit, None
+        inside = unit_x < H
+        places = offs_r, offs_x, inside, row + sequence_x
+        grad_output_ptr += row * H
         step = tl.zeros((), tl.int32)
         x = read_joint_grad(
-            from_ptr, grad_output_ptr, offs_x, inside, begin_row, count, step, slots, handed, row,
-            sequence, T, B, H, BLOCK_B, FLOAT32,
+            from_ptr, grad_output_ptr, places, begin_row, count, step, slots, handed, T, B, H,
+            BLOCK_B,
         )  # fmt: skip
-        x, room = wait(x, from_ptr + offs_x, inside, tag(0, slots), asked, room_ptr, room, 1)
-        grad_x = to_tile(x, BLOCK_H, BLOCK_B)
+        x, room = wait(
+            x, from_ptr + offs_r, inside, tag(0, slots), asked, room_ptr, room, 1, odd, dtype
+        )
+        dh += to_tile(x, BLOCK_H, BLOCK_B)
         x = read_joint_grad(
-            from_ptr, grad_output_ptr, offs_x, inside, begin_1, count_1, step + 1, slots, handed,
-            row, sequence, T, B, H, BLOCK_B, FLOAT32,
+            from_ptr, grad_output_ptr, places, begin_1, count_1, step + 1, slots, handed, T, B, H,
+            BLOCK_B,
         )  # fmt: skip
-        dh += grad_x if FLOAT32 else tl.where(handed, grad_x, 0.0)
     if GIVEN:
-        given, offs_g = mask, offs_h
-        if PAIRS:
-            unit_g, sequence_g = pair_indices(BLOCK_H, BLOCK_B)
-            # A column, as nothing else is (layout.py)
-            unit_g, sequence_g = unit_g[:, None], sequence_g[:, None]
-            given = (row + sequence_g < B) & (unit_g < H)
-            offs_g = sequence_g * (D * H // 2) + unit_g // 2
-            grad_output_ptr = grad_output_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
-        else:
-            sequence_g = sequence
-        if RING:
-            given &= ~handed
-        ROW: tl.constexpr = D * H // 2 if PAIRS else D * H
-        step_h = B.to(tl.int64) * ROW
-        grad_output_ptr += row * ROW
+        step_h = B.to(tl.int64) * (D * H)
+        grad_output_ptr += row * (D * H)
         if offsets_ptr is None:
             grad_output_ptr += last * step_h
             if D == 2:
                 step_h *= 1 - 2 * reverse
-            grad_now = tl.load(grad_output_ptr + offs_g, mask=given, other=0)
+            grad_now = tl.load(grad_output_ptr + offs_h, mask=mask, other=0)
             grad_output_ptr -= step_h
-            ahead = given & (T > 1)
-            grad = tl.load(grad_output_ptr + offs_g, mask=ahead, other=0)
+            ahead = mask & (T > 1)
+            grad = tl.load(grad_output_ptr + offs_h, mask=ahead, other=0)
         else:
-            now = given & (row + sequence_g < count)
-            grad_now = tl.load(grad_output_ptr + begin_row * ROW + offs_g, mask=now, other=0)
-            now = given & (row + sequence_g < count_1) & (T > 1)
-            grad = tl.load(grad_output_ptr + begin_1 * ROW + offs_g, mask=now, other=0)
-        dh += loaded_tile(grad_now, dtype, BLOCK_H, BLOCK_B)
+            now = mask & (row + sequence < count)
+            grad_now = tl.load(grad_output_ptr + begin_row * (D * H) + offs_h, mask=now, other=0)
+            now = mask & (row + sequence < count_1) & (T > 1)
+            grad = tl.load(grad_output_ptr + begin_1 * (D * H) + offs_h, mask=now, other=0)
+        dh += to_tile(grad_now, BLOCK_H, BLOCK_B)
     if resets_ptr is not None:
         cut = load_cuts(resets_ptr, offsets_ptr, 0, T, B, offs_b, 1 - reverse)
-    c = unpack(tl.load(steps_ptr + 4 * WORDS + offs_saved), BLOCK_H, BLOCK_B, dtype)
-    s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, WORDS)
+    c = load_packed(steps_ptr + 4 * WORDS + offs_saved, APART)
+    c = unpack(c, BLOCK_H, BLOCK_B, dtype)
+    s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, WORDS, APART)
 
     if resets_ptr is None:
         cut = None
@@ -335,7 +338,7 @@ def layer_backward(
         )
         # After the last step the same again, which nobody uses.
         steps_ptr -= (T > 1).to(tl.int32) * (5 * WORDS)
-        s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, WORDS)
+        s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, WORDS, APART)
     BYTES: tl.constexpr = gates_bytes(BLOCK_H, BLOCK_B)
     TABLE: tl.constexpr = largest_bytes(BLOCK_H, BLOCK_B)
     GATES: tl.constexpr = (2 if EXACT else 1) * BYTES
@@ -366,22 +369,22 @@ def layer_backward(
         if not AHEAD:
             # Of the next step, already here: registers are too few to load two steps ahead.
             steps_ptr -= (s + 1 < T).to(tl.int32) * (5 * WORDS)
-            s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, WORDS)
+            s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, WORDS, APART)
             if RING:
                 y = read_joint_grad(
-                    from_ptr, grad_output_ptr, offs_x, inside, begin_2, count_2, s + 2, slots,
-                    handed, row, sequence, T, B, H, BLOCK_B, FLOAT32,
+                    from_ptr, grad_output_ptr, places, begin_2, count_2, s + 2, slots, handed, T, B,
+                    H, BLOCK_B,
                 )  # fmt: skip
-                room = ask(room_ptr)
+                room = ask(room_ptr, EACH=True)
             if GIVEN:
-                ahead = given & (s + 1 < T)
+                ahead = mask & (s + 1 < T)
                 if offsets_ptr is None:
                     grad_ptr = grad_output_ptr
                     grad_output_ptr -= step_h
                 else:
-                    ahead &= row + sequence_g < count_1
-                    grad_ptr = grad_output_ptr + begin_1 * ROW
-                grad = tl.load(grad_ptr + offs_g, mask=ahead, other=0)
+                    ahead &= row + sequence < count_1
+                    grad_ptr = grad_output_ptr + begin_1 * (D * H)
+                grad = tl.load(grad_ptr + offs_h, mask=ahead, other=0)
         q_i, q_f, q_g, q_o = di, df, dg, do
         if LAGGED:
             q_i, q_f, q_g, q_o = di * scale, df * scale, dg * scale, do * scale
@@ -405,6 +408,8 @@ def layer_backward(
             alive = mask & (row + sequence < count)
             z_ptr = grad_gates_ptr + begin_row * (4 * H)
         if RING:
+            if AHEAD:
+                room = ask(room_ptr, EACH=True)
             slot_ptr = slot(ring_ptr, s, slots, 4 * SIZE)
             hand_gates(slot_ptr + gates_indices(BLOCK_H, BLOCK_B), di, df, dg, do, heard, s, slots)
             # Of others the next stage writes them, which has more time.
@@ -458,42 +463,37 @@ def layer_backward(
             )
         if RING:
             x, room = wait(
-                x, slot(from_ptr, s + 1, slots, BLOCK_B * H) + offs_x, inside, tag(s + 1, slots),
-                asked, room_ptr, room, s + 3 - slots,
+                x, slot(from_ptr, s + 1, slots, BLOCK_B * H) + offs_r, inside, tag(s + 1, slots),
+                asked, room_ptr, room, s + 3 - slots, odd, dtype,
             )  # fmt: skip
             tell(taken_ptr, s + 1)
-            if AHEAD:
-                room = ask(room_ptr)
         if GIVEN:
             # The fence keeps its use here: any earlier it is not there yet.
-            more = loaded_tile(fence(grad), dtype, BLOCK_H, BLOCK_B)
-            if RING:
-                more = tl.where(handed, to_tile(x, BLOCK_H, BLOCK_B), more)
-            dh += more
+            dh += to_tile(fence(grad), BLOCK_H, BLOCK_B)
         elif RING:
             dh += to_tile(x, BLOCK_H, BLOCK_B)
         if RING and AHEAD:
             x = read_joint_grad(
-                from_ptr, grad_output_ptr, offs_x, inside, begin_2, count_2, s + 2, slots, handed,
-                row, sequence, T, B, H, BLOCK_B, FLOAT32,
+                from_ptr, grad_output_ptr, places, begin_2, count_2, s + 2, slots, handed, T, B, H,
+                BLOCK_B,
             )  # fmt: skip
         elif RING:
             x = y
         if GIVEN and AHEAD:
-            ahead = given & (s + 2 < T)
+            ahead = mask & (s + 2 < T)
             if offsets_ptr is None:
                 grad_output_ptr -= step_h
                 grad_ptr = grad_output_ptr
             else:
-                ahead &= row + sequence_g < count_2
-                grad_ptr = grad_output_ptr + begin_2 * ROW
-            grad = tl.load(grad_ptr + offs_g, mask=ahead, other=0)
+                ahead &= row + sequence < count_2
+                grad_ptr = grad_output_ptr + begin_2 * (D * H)
+            grad = tl.load(grad_ptr + offs_h, mask=ahead, other=0)
         if offsets_ptr is not None:
             begin_row, count, begin_1, count_1 = begin_1, count_1, begin_2, count_2
             begin_2, count_2 = step_rows(offsets_ptr, s + 3, T, 1 - reverse)
         if AHEAD:
             steps_ptr -= (s + 2 < T).to(tl.int32) * (5 * WORDS)
-            s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, WORDS)
+            s_i, s_f, s_g, s_o, s_c = load_saved(steps_ptr, offs_saved, WORDS, APART)
     if grad_h_0_ptr is not None:
         tl.store(grad_h_0_ptr + offs_state, from_tile(dh, dtype, mask), mask=mask)
     if grad_c_0_ptr is not None:

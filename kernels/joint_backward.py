@@ -21,13 +21,15 @@ from .exchange import (
     write_largest,
 )
 from .launching import launch
-from .layout import clear, inline, step_rows, tile_indices, to_tile
+from .layout import INTERPRETED, clear, inline, step_rows, tile_indices, to_tile
 from .operand import largest_gate, power_of_two
 from .rings import (
     ask,
     gates_of,
     hand,
+    in_parts,
     of_layer,
+    parts_indices,
     read,
     rings_shape,
     slot,
@@ -60,6 +62,9 @@ def multiply_backward(
     mask = (row < B) & (unit < H)
     offs, offs_m, offs_z = tl.arange(0, SLOT), row * H + unit, row * (4 * H) + unit
     offs_r, inside_r = slot_indices(BLOCK_H, BLOCK_B, H)
+    if in_parts(dtype, H):
+        units, sequences = tl.arange(0, BLOCK_H)[:, None], tl.arange(0, BLOCK_B)[None, :]
+        offs_r, _ = parts_indices(units, sequences, BLOCK_B, H)
     BYTES: tl.constexpr = gates_bytes(BLOCK_H, BLOCK_B)
     TABLE: tl.constexpr = largest_bytes(BLOCK_H, BLOCK_B)
     buffers = shared_memory(BYTES + 3 * TABLE)
@@ -80,7 +85,7 @@ def multiply_backward(
             z, slot(from_ptr, n, slots, SLOT) + offs, None, tag(n, slots), 1,
             room_ptr, room, s + 2 - slots,
         )  # fmt: skip
-        room = ask(room_ptr)
+        room = ask(room_ptr, EACH=True)
         di_1, df_1, dg_1, do_1 = gates_of(z, BLOCK_H, BLOCK_B)
         z = read(slot(from_ptr, tl.minimum(s + NEXT + 1, T - 1), slots, SLOT) + offs, None, None)
         buffer, table = buffers + s % 2 * (BYTES // 2), buffers + BYTES + s % 2 * TABLE
@@ -140,7 +145,8 @@ def lstm_joint_backward_kernel(
 
     Shapes: as lstm_backward_kernel has them for one direction. What ends in ptrs is a tuple as
         lstm_joint_forward_kernel has it, from the lowest layer on. grad_output is that of the last
-        layer; weight_hh_t, mask, rings and taken as there, taken from the highest layer down.
+        layer, in float32 if H is odd; weight_hh_t, mask, rings and taken as there, taken from the
+        highest layer down.
     Numerics: as lstm_backward_kernel has them. A product with W_ih is as that with W_hh.
     """
     stage = tl.program_id(1)
@@ -151,7 +157,7 @@ def lstm_joint_backward_kernel(
     tiles = tl.num_programs(0)
     ring = stage_of(rings_ptr, taken_ptr, slots, tile, tiles, BLOCK_H, BLOCK_B)
     grad_gates_ptr = of_layer(grad_gates_ptrs, number)
-    dtype: tl.constexpr = grad_output_ptr.dtype.element_ty
+    dtype: tl.constexpr = grad_gates_ptr.dtype.element_ty
     DOT: tl.constexpr = tl.float16 if dtype == tl.float32 else dtype
     weight_t_ptr = of_layer(weight_hh_t_ptrs, number) + tl.where(multiplies, 4 * H * H, 0)
     w, inverse, infinite = load_matrices(weight_t_ptr, DOT, H, BLOCK_H, BLOCK_B, VEC)
@@ -180,6 +186,9 @@ def lstm_joint_backward(
     """
     layers, H = len(steps), weight_hh_t[0].shape[-1] // 4
     masks = masks or (layers - 1) * (None,)
+    if H % 2 or INTERPRETED:
+        # The kernel reads words, and rows of single 16-bit numbers would not be aligned to them.
+        grad_output = grad_output.float()
     shape = rings_shape(*taken.shape, T, tile["BLOCK_H"], tile["BLOCK_B"])
     launch(
         lstm_joint_backward_kernel, (-(-B // tile["BLOCK_B"]), config.stages(layers), 1),

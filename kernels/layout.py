@@ -178,6 +178,18 @@ def _halves(x, dtype: tl.constexpr):
 
 
 @inline
+def lower_half(x, dtype: tl.constexpr):
+    """The first number of dtype of each word, in float32."""
+    if dtype == tl.bfloat16:
+        return (x << 16).to(tl.float32, bitcast=True)
+    else:
+        return tl.inline_asm_elementwise(
+            "{ .reg .b16 x, y; mov.b32 {x, y}, $1; cvt.f32.f16 $0, x; }", "=r,r", [x],
+            dtype=tl.float32, is_pure=True, pack=1,
+        )  # fmt: skip
+
+
+@inline
 def from_tile(x, dtype: tl.constexpr, mask):
     """A tile to memory order, which is that of mask, in dtype."""
     x = tl.permute(_digits(x.to(dtype)), (2, 3, 0, 4, 1))  # j p wr c q
@@ -208,8 +220,12 @@ def pack(x, dtype: tl.constexpr):
 
 @inline
 def unpack(x, BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, dtype: tl.constexpr):
-    """Private order, of dtype or words of two of dtype, to a float32 tile."""
-    if x.dtype == tl.int32:
+    """Private order to a float32 tile. x: of dtype, or words of two of dtype, of two sequences of
+    one.
+    """
+    if x.dtype == tl.int32 and BLOCK_B == 2:
+        return unpack(lower_half(x, dtype), BLOCK_H, BLOCK_B, dtype)
+    elif x.dtype == tl.int32:
         RUN: tl.constexpr = min(BLOCK_B // 4, 4)
         x = tl.permute(tl.reshape(x, (BLOCK_B // 4 // RUN, 2 * BLOCK_H, RUN)), (1, 0, 2))
         x = tl.reshape(x, (BLOCK_H // 2, 4, _j(BLOCK_B), _p(BLOCK_B)))  # wr c j p

@@ -57,12 +57,24 @@ def save_step(i, f, g, o, c, steps_ptr, SIZE: tl.constexpr):
 
 
 @inline
-def load_saved(steps_ptr, offs, SIZE: tl.constexpr):
+def load_saved(steps_ptr, offs, SIZE: tl.constexpr, APART: tl.constexpr = False):
     """i, f, g, o of a step and the c before it, in private order."""
     return (
-        tl.load(steps_ptr + offs),
-        tl.load(steps_ptr + SIZE + offs),
-        tl.load(steps_ptr + 2 * SIZE + offs),
-        tl.load(steps_ptr + 3 * SIZE + offs),
-        tl.load(steps_ptr - SIZE + offs),
+        load_packed(steps_ptr + offs, APART),
+        load_packed(steps_ptr + SIZE + offs, APART),
+        load_packed(steps_ptr + 2 * SIZE + offs, APART),
+        load_packed(steps_ptr + 3 * SIZE + offs, APART),
+        load_packed(steps_ptr - SIZE + offs, APART),
     )
+
+
+@inline
+def load_packed(pointers, APART: tl.constexpr):
+    """Private order; if APART each number of 16 bits in the lower half of a word."""
+    if APART:
+        return tl.inline_asm_elementwise(
+            "ld.global.u16 $0, [$1];", "=r,l", [pointers.to(tl.int64)], dtype=tl.int32,
+            is_pure=True, pack=1,
+        )  # fmt: skip
+    else:
+        return tl.load(pointers)

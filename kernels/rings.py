@@ -27,7 +27,7 @@ from functools import cache
 import triton
 import triton.language as tl
 
-from .layout import INTERPRETED, cell_number, cells_to_tile, fence, inline
+from .layout import INTERPRETED, cell_number, cells_to_tile, fence, inline, lower_half
 from .words import SPIN_LIMIT
 
 # As many steps pass before a stage knows that there is room again (simulated).
@@ -72,7 +72,7 @@ def stage_of(
     if handed and not INTERPRETED:
         for n in range(slots):
             tl.store(from_ptr + n * SIZE + tl.arange(0, SIZE), tl.zeros((SIZE,), tl.float32))
-    _declare_missing()
+    _declare_registers()
     return from_ptr, ring_ptr, taken_ptr + stage * tiles + tile, room_ptr, slots, handed, heard
 
 
@@ -112,19 +112,29 @@ def tell(taken_ptr, steps, RELEASE: tl.constexpr = False):
 
 
 @triton.constexpr_function
-def _ask_ptx(acquire):
-    return f"ld.{'acquire' if acquire else 'relaxed'}.gpu.global.b32 $0, [$1];"
+def _ask_ptx(acquire, each):
+    order = "acquire" if acquire else "relaxed"
+    if each:
+        return (
+            "{ .reg .b64 x; cvt.u64.u32 x, zero; add.s64 x, x, $1; "
+            f"ld.{order}.gpu.global.b32 $0, [x]; }}"
+        )
+    return f"ld.{order}.gpu.global.b32 $0, [$1];"
 
 
 @inline
-def ask(room_ptr, ACQUIRE: tl.constexpr = False):
-    """How many steps the next stage has taken, and one."""
+def ask(room_ptr, ACQUIRE: tl.constexpr = False, EACH: tl.constexpr = False):
+    """How many steps the next stage has taken, and one.
+
+    EACH: to the compiler each lane has its own answer. One that all have in common it may keep in a
+    uniform register, for which backward would wait at the end of each step.
+    """
     if INTERPRETED:
         return 0
     else:
         return tl.inline_asm_elementwise(
-            _ask_ptx(ACQUIRE), "=r,l", [room_ptr.to(tl.int64)], dtype=tl.int32, is_pure=False,
-            pack=1,
+            _ask_ptx(ACQUIRE, EACH), "=r,l", [room_ptr.to(tl.int64)], dtype=tl.int32,
+            is_pure=False, pack=1,
         )  # fmt: skip
 
 
@@ -142,6 +152,22 @@ def slot_indices(
     """
     unit = tl.arange(0, BLOCK_H)[:, None]
     return tl.arange(0, BLOCK_B)[None, :] * (GATES * H) + unit, unit < H
+
+
+@triton.constexpr_function
+def in_parts(dtype, H):
+    """Whether a slot of grad_output, of a layer of this dtype, has units of even and of odd number
+    apart, (2, BLOCK_B, H / 2). Then words of two 16-bit numbers, (BLOCK_B, H / 2), are where the
+    first part is, and one load reads either.
+    """
+    return dtype.primitive_bitwidth == 16 and H % 2 == 0 and not INTERPRETED
+
+
+@inline
+def parts_indices(unit, sequence, BLOCK_B: tl.constexpr, H: tl.constexpr):
+    """Where a slot in parts has a unit of a sequence, and where it would have a word with it."""
+    word = sequence * (H // 2) + unit // 2
+    return word + unit % 2 * (BLOCK_B * (H // 2)), word
 
 
 @inline
@@ -181,6 +207,13 @@ def _untagged(words):
         return words
     else:
         return (words.to(tl.int32, bitcast=True) & ~1).to(tl.float32, bitcast=True)
+
+
+@inline
+def _one_of_two(words, odd, dtype: tl.constexpr):
+    """The first of a word's two numbers of dtype, where odd holds the second."""
+    words = words.to(tl.int32, bitcast=True)
+    return lower_half(tl.where(odd, (words >> 16) & 0xFFFF, words), dtype)
 
 
 @inline
@@ -241,10 +274,13 @@ def read_four(pointers, mask, GATE: tl.constexpr, tag):
 
 
 @inline
-def wait(x, pointers, mask, tag, handed, room_ptr, room, needed):
+def wait(
+    x, pointers, mask, tag, handed, room_ptr, room, needed, odd=None, dtype: tl.constexpr = None
+):
     """The numbers that `read` has read, once all of them are there and there is as much room as
     needed. Returns: also how much room there is. mask: None of a stage that always is handed all;
-    handed: 1, or 0 of one that is handed nothing.
+    handed: 1, or 0 of one that is handed nothing. odd: of such a one, if it has read words of two
+    numbers of dtype, where the second is meant.
     """
     if not INTERPRETED:
         spins = 0
@@ -253,7 +289,10 @@ def wait(x, pointers, mask, tag, handed, room_ptr, room, needed):
             spins, room = spins + 1, ask(room_ptr)
             x = _read_again(x, pointers, mask, tag, handed)
             _look(x, tag)
-    return _untagged(x), room
+    if odd is None:
+        return _untagged(x), room
+    else:
+        return tl.where(handed > 0, _untagged(x), _one_of_two(x, odd, dtype)), room
 
 
 @inline
@@ -284,12 +323,13 @@ def _read_again(x, pointers, mask, tag, handed):
 
 
 @inline
-def _declare_missing():
-    """What `_look` and `_lacks` need, once."""
+def _declare_registers():
+    """What `_look` and `_lacks` need, once; and a zero of each lane, for `ask`."""
     if not INTERPRETED:
         tl.inline_asm_elementwise(
-            ".reg .b32 missing; mov.b32 missing, 0; mov.b32 $0, 0;", "=r", [], dtype=tl.int32,
-            is_pure=False, pack=1,
+            ".reg .b32 missing, zero; mov.b32 missing, 0; mov.u32 zero, %laneid; "
+            "shr.u32 zero, zero, 5; mov.b32 $0, 0;", "=r", [], dtype=tl.int32, is_pure=False,
+            pack=1,
         )  # fmt: skip
 
 

@@ -155,7 +155,7 @@ CASES = [
     Case(130, "float16", 80, T=4, block_b=16, B=17, D=2, packed=True, resets=True),
     Case(129, "float32", 90, T=3, states=False, at_once=0),
     Case(530, "float32", 80, T=3, B=2, resets=True),
-    Case(257, "float32", 90, T=3, block_b=16, B=17, D=2, packed=True),
+    Case(257, "float32", 90, T=3, block_b=16, B=17, packed=True),
     # Layers at once, of more steps than a ring has; and each stage slow once, so that others wait
     # for it and for room
     Case(128, "bfloat16", 90, T=10, B=5, layers=2, block_b=4),
@@ -163,6 +163,7 @@ CASES = [
     Case(128, "float32", 80, T=11, B=5, layers=2, block_b=4, resets=True),
     Case(50, "float32", 86, T=9, B=3, layers=3, block_b=2),
     Case(37, "float32", 90, T=9, layers=2, bias=False, resets=True),
+    Case(37, "bfloat16", 89, T=9, B=5, layers=2, block_b=4),
     Case(16, "bfloat16", 120, T=1, layers=2, states=False, resets=True),
     Case(16, "float32", 90, T=18, B=2, layers=2, block_b=4, slow=2),
     Case(16, "float16", 86, T=17, B=2, layers=2, saved=False, slow=0, large=True),
