@@ -297,7 +297,8 @@ def compile_configuration(configuration: Configuration, target: GPUTarget | None
         name, paths, kind = param.name, [(n,)], "i32"
         if param in pointers:
             kind = own.get(name, POINTERS[configuration.dtype])
-            if name == "gates_ih_ptr" and configuration.kernel in JOINT_KERNELS:
+            given = ["gates_ih_ptr"] + ["grad_output_ptr"] * (size % 2)
+            if name in given and configuration.kernel in JOINT_KERNELS:
                 kind = "*fp32"
         if name in constants:
             kind = "constexpr"

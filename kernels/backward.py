@@ -409,6 +409,7 @@ def layer_backward(
             z_ptr = grad_gates_ptr + begin_row * (4 * H)
         if RING:
             if AHEAD:
+                # Here, where float32, which asks above, would take longer (bench/variants.md)
                 room = ask(room_ptr, EACH=True)
             slot_ptr = slot(ring_ptr, s, slots, 4 * SIZE)
             hand_gates(slot_ptr + gates_indices(BLOCK_H, BLOCK_B), di, df, dg, do, heard, s, slots)

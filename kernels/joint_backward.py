@@ -29,7 +29,6 @@ from .rings import (
     hand,
     in_parts,
     of_layer,
-    parts_indices,
     read,
     rings_shape,
     slot,
@@ -61,10 +60,7 @@ def multiply_backward(
     row = tile * BLOCK_B + sequence
     mask = (row < B) & (unit < H)
     offs, offs_m, offs_z = tl.arange(0, SLOT), row * H + unit, row * (4 * H) + unit
-    offs_r, inside_r = slot_indices(BLOCK_H, BLOCK_B, H)
-    if in_parts(dtype, H):
-        units, sequences = tl.arange(0, BLOCK_H)[:, None], tl.arange(0, BLOCK_B)[None, :]
-        offs_r, _ = parts_indices(units, sequences, BLOCK_B, H)
+    offs_r, inside_r = slot_indices(BLOCK_H, BLOCK_B, H, PARTS=in_parts(dtype, H))
     BYTES: tl.constexpr = gates_bytes(BLOCK_H, BLOCK_B)
     TABLE: tl.constexpr = largest_bytes(BLOCK_H, BLOCK_B)
     buffers = shared_memory(BYTES + 3 * TABLE)
@@ -187,7 +183,7 @@ def lstm_joint_backward(
     layers, H = len(steps), weight_hh_t[0].shape[-1] // 4
     masks = masks or (layers - 1) * (None,)
     if H % 2 or INTERPRETED:
-        # The kernel reads words, and rows of single 16-bit numbers would not be aligned to them.
+        # What is not in parts (rings.py) is read as a ring is: words, each a number.
         grad_output = grad_output.float()
     shape = rings_shape(*taken.shape, T, tile["BLOCK_H"], tile["BLOCK_B"])
     launch(

@@ -145,13 +145,18 @@ def slot(ring_ptr, step, slots, SIZE: tl.constexpr):
 
 @inline
 def slot_indices(
-    BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, H: tl.constexpr, GATES: tl.constexpr = 1
-):
-    """Where a slot, (BLOCK_B, GATES, H), has a tile's numbers of the first gate, and which of them
-    are there: in the layout of a tile.
+    BLOCK_H: tl.constexpr, BLOCK_B: tl.constexpr, H: tl.constexpr, GATES: tl.constexpr = 1,
+    PARTS: tl.constexpr = False,
+):  # fmt: skip
+    """Where a slot, (BLOCK_B, GATES, H), or in PARTS, has a tile's numbers of the first gate, and
+    which of them are there: in the layout of a tile.
     """
-    unit = tl.arange(0, BLOCK_H)[:, None]
-    return tl.arange(0, BLOCK_B)[None, :] * (GATES * H) + unit, unit < H
+    unit, sequence = tl.arange(0, BLOCK_H)[:, None], tl.arange(0, BLOCK_B)[None, :]
+    if PARTS:
+        offs, _ = parts_indices(unit, sequence, BLOCK_B, H)
+    else:
+        offs = sequence * (GATES * H) + unit
+    return offs, unit < H
 
 
 @triton.constexpr_function
@@ -213,7 +218,7 @@ def _untagged(words):
 def _one_of_two(words, odd, dtype: tl.constexpr):
     """The first of a word's two numbers of dtype, where odd holds the second."""
     words = words.to(tl.int32, bitcast=True)
-    return lower_half(tl.where(odd, (words >> 16) & 0xFFFF, words), dtype)
+    return lower_half(tl.where(odd, words >> 16, words), dtype)
 
 
 @inline

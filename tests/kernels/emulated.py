@@ -155,7 +155,7 @@ CASES = [
     Case(130, "float16", 80, T=4, block_b=16, B=17, D=2, packed=True, resets=True),
     Case(129, "float32", 90, T=3, states=False, at_once=0),
     Case(530, "float32", 80, T=3, B=2, resets=True),
-    Case(257, "float32", 90, T=3, block_b=16, B=17, packed=True),
+    Case(257, "float32", 90, T=3, block_b=16, B=17, D=2, packed=True),
     # Layers at once, of more steps than a ring has; and each stage slow once, so that others wait
     # for it and for room
     Case(128, "bfloat16", 90, T=10, B=5, layers=2, block_b=4),
